@@ -1,0 +1,298 @@
+//! Query: finds records by filter and text.
+//!
+//! The filter's plan says where to look: under ids, in an index, or through all records of the type, page by page. A
+//! backend may hand over more than was asked for, so each candidate is matched here; what does not match, or lies outside
+//! the part asked for, is counted and dropped at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{ANSWER_BYTES, Broker, BrokerError, Query, QueryPage};
+use crate::backend::{Hint, PageBounds, ScanRequest};
+use crate::data::{Needle, network};
+use crate::filter::{Filter, Lookup, Plan, Resolution};
+use crate::record::{Key, Record};
+
+/// The bounds of the pages that are looked through.
+const PAGE: PageBounds = PageBounds {
+    records: 512,
+    bytes: 1 << 20,
+};
+/// Most ids that are looked up at once: of the largest records, so many are held.
+const IDS: usize = 32;
+/// Most bytes of records that are held to unite several look-ups.
+const HELD_BYTES: usize = 64 << 20;
+
+/// Runs a query.
+pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError> {
+    let mut answer = Answer::new(query.offset, query.limit)?;
+    let filter = query
+        .filter
+        .map(|filter| Filter::parse(&filter))
+        .transpose()
+        .map_err(|error| BrokerError::InvalidArgument(format!("invalid query filter: {error}")))?;
+    let needle = (!query.text.is_empty()).then(|| Needle::new(&query.text));
+    // Before the first look, so that the answer is never older than it says.
+    let position = broker.position().await?;
+
+    let record_type = query.record_type;
+    if filter.is_none() && needle.is_none() {
+        let total = broker.backend.count(record_type.clone()).await?;
+        let search = Search {
+            broker,
+            record_type,
+            filter: None,
+            needle: None,
+            resolution: Resolution::default(),
+        };
+        search.first_page(&mut answer).await?;
+        return Ok(QueryPage {
+            records: answer.records,
+            total,
+            position,
+        });
+    }
+    let mut search = Search {
+        broker,
+        record_type,
+        filter,
+        needle,
+        resolution: Resolution::default(),
+    };
+    search.resolve_networks().await?;
+    match search.plan() {
+        Plan::Nothing => {}
+        Plan::Ids(ids) => search.look_up_ids(&ids, &mut |record| answer.add(record)).await?,
+        Plan::Lookups(lookups) => search.look_up(&lookups, &mut answer).await?,
+        Plan::Scan => search.scan(None, &mut |record| answer.add(record)).await?,
+    }
+    Ok(QueryPage {
+        records: answer.records,
+        total: answer.total,
+        position,
+    })
+}
+
+/// The part of the matches that was asked for.
+struct Answer {
+    offset: u64,
+    limit: u64,
+    /// Matches so far.
+    total: u64,
+    records: Vec<Record>,
+    bytes: usize,
+}
+
+impl Answer {
+    fn new(offset: i64, limit: i64) -> Result<Self, BrokerError> {
+        let checked = |name: &str, value: i64| {
+            u64::try_from(value)
+                .map_err(|_| BrokerError::InvalidArgument(format!("{name} is {value}: it must not be negative")))
+        };
+        let (offset, limit) = (checked("offset", offset)?, checked("limit", limit)?);
+        Ok(Self {
+            offset,
+            limit,
+            total: 0,
+            records: Vec::new(),
+            bytes: 0,
+        })
+    }
+
+    /// Takes the next match, in the order of the keys.
+    fn add(&mut self, record: Record) -> Result<(), BrokerError> {
+        let wanted = self.total >= self.offset && self.total - self.offset < self.limit;
+        self.total += 1;
+        if wanted {
+            self.bytes += record.size();
+            if self.bytes > ANSWER_BYTES {
+                return Err(BrokerError::AnswerTooLarge(ANSWER_BYTES));
+            }
+            self.records.push(record);
+        }
+        Ok(())
+    }
+
+    /// True once further matches would only be counted.
+    fn is_full(&self) -> bool {
+        self.total >= self.offset.saturating_add(self.limit)
+    }
+}
+
+/// What is done with each record that is found.
+type Take<'a> = dyn FnMut(Record) -> Result<(), BrokerError> + Send + 'a;
+
+struct Search<'a> {
+    broker: &'a Broker,
+    record_type: Option<String>,
+    filter: Option<Filter>,
+    needle: Option<Needle>,
+    /// The most specific networks for the filter's `$index` parts.
+    resolution: Resolution,
+}
+
+impl Search<'_> {
+    fn matches(&self, record: &Record) -> bool {
+        let descriptors = &self.broker.descriptors;
+        let data = record.data.as_deref();
+        let right_type = self
+            .record_type
+            .as_ref()
+            .is_none_or(|record_type| *record_type == record.key.record_type);
+        right_type
+            && self
+                .filter
+                .as_ref()
+                .is_none_or(|filter| filter.matches(descriptors, &record.key, data, &self.resolution))
+            && self
+                .needle
+                .as_ref()
+                .is_none_or(|needle| data.is_some_and(|data| descriptors.matches_text(data, needle)))
+    }
+
+    fn plan(&self) -> Plan {
+        let Some(filter) = &self.filter else { return Plan::Scan };
+        let record_type = self.record_type.as_deref();
+        let options = record_type
+            .and_then(|record_type| self.broker.options.get(record_type))
+            .unwrap_or_default();
+        filter.plan(record_type, &options.indexable_fields)
+    }
+
+    /// Finds the most specific networks that `$index` parts ask for.
+    async fn resolve_networks(&mut self) -> Result<(), BrokerError> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        let mut resolution = filter.resolution();
+        for wanted in filter.networks() {
+            let hint = Hint::Network(wanted.to_string());
+            self.pages(Some(hint), &mut |record| {
+                if let Some(network) = record.data.as_deref().and_then(network) {
+                    resolution.offer(network);
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        self.resolution = resolution;
+        Ok(())
+    }
+
+    /// Matching records by id: of the type, or of every type there is; in the order of their keys.
+    async fn look_up_ids(&self, ids: &[String], take: &mut Take<'_>) -> Result<(), BrokerError> {
+        let types = match &self.record_type {
+            Some(record_type) => vec![record_type.clone()],
+            None => self.broker.backend.types().await?,
+        };
+        for record_type in types {
+            // In parts, so that not all of them are held at once.
+            for ids in ids.chunks(IDS) {
+                let keys = ids.iter().map(|id| Key::new(record_type.clone(), id.clone())).collect();
+                let records = self.broker.get_all(keys).await?.into_iter().flatten();
+                records.filter(|record| self.matches(record)).try_for_each(&mut *take)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The union of several look-ups, each record once.
+    async fn look_up(&self, lookups: &[Lookup], answer: &mut Answer) -> Result<(), BrokerError> {
+        // A single look-up is in the order of the keys and names no record twice.
+        if let [lookup] = lookups
+            && let Some(hint) = hint(lookup)
+        {
+            return self.scan(Some(hint), &mut |record| answer.add(record)).await;
+        }
+        let mut found: BTreeMap<Key, Record> = BTreeMap::new();
+        let mut bytes = 0;
+        let mut hold = |record: Record| {
+            bytes += record.size();
+            if bytes > HELD_BYTES {
+                let why = "invalid query filter: its alternatives find more than 64 MiB of records: narrow it";
+                return Err(BrokerError::InvalidArgument(why.to_owned()));
+            }
+            found.insert(record.key.clone(), record);
+            Ok(())
+        };
+        let mut ids = BTreeSet::new();
+        for lookup in lookups {
+            match (hint(lookup), lookup) {
+                (Some(hint), _) => self.scan(Some(hint), &mut hold).await?,
+                (None, Lookup::Id(id)) => {
+                    ids.insert(id.clone());
+                }
+                (None, _) => {}
+            }
+        }
+        self.look_up_ids(&ids.into_iter().collect::<Vec<_>>(), &mut hold)
+            .await?;
+        found.into_values().try_for_each(|record| answer.add(record))
+    }
+
+    /// Matching records of a scan, in the order of their keys.
+    async fn scan(&self, hint: Option<Hint>, take: &mut Take<'_>) -> Result<(), BrokerError> {
+        self.pages(hint, &mut |record| {
+            if self.matches(&record) { take(record) } else { Ok(()) }
+        })
+        .await
+    }
+
+    /// All records of a scan, matching or not.
+    async fn pages(&self, hint: Option<Hint>, take: &mut Take<'_>) -> Result<(), BrokerError> {
+        let mut after = None;
+        loop {
+            let (record_type, hint) = (self.record_type.clone(), hint.clone());
+            let page = self
+                .broker
+                .backend
+                .scan(ScanRequest {
+                    record_type,
+                    hint,
+                    after,
+                    bounds: PAGE,
+                })
+                .await?;
+            after = page.records.last().map(|record| record.key.clone());
+            page.records.into_iter().try_for_each(&mut *take)?;
+            if !page.more || after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Only as much of a scan as the answer holds; the total is known already.
+    async fn first_page(&self, answer: &mut Answer) -> Result<(), BrokerError> {
+        let mut after = None;
+        while !answer.is_full() {
+            let wanted = answer.offset.saturating_add(answer.limit).saturating_sub(answer.total);
+            let records = u32::try_from(wanted).unwrap_or(u32::MAX).min(PAGE.records);
+            let bounds = PageBounds { records, ..PAGE };
+            let record_type = self.record_type.clone();
+            let page = self
+                .broker
+                .backend
+                .scan(ScanRequest {
+                    record_type,
+                    hint: None,
+                    after,
+                    bounds,
+                })
+                .await?;
+            after = page.records.last().map(|record| record.key.clone());
+            page.records.into_iter().try_for_each(|record| answer.add(record))?;
+            if !page.more || after.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hint(lookup: &Lookup) -> Option<Hint> {
+    match lookup {
+        Lookup::Id(_) => None,
+        Lookup::Field { path, value } => Some(Hint::Field {
+            path: path.clone(),
+            value: value.clone(),
+        }),
+        Lookup::Network(network) => Some(Hint::Network(network.to_string())),
+    }
+}

@@ -1,0 +1,80 @@
+//! Retention: old changes and expired records go, a bounded number at a time, so that writes pass in between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::BrokerError;
+use super::options::OptionsTable;
+use super::writer::{EVICT_RECORDS, Writer};
+use crate::backend::{Backend, EvictRequest};
+use crate::record::Timestamp;
+
+/// Most changes that one call prunes.
+const PRUNE_CHANGES: u32 = 4096;
+
+/// The task that cleans.
+pub struct Retention {
+    /// Through which it removes.
+    pub writer: Writer,
+    /// Which types have a time to live.
+    pub options: Arc<OptionsTable>,
+    /// Asked what the store holds.
+    pub backend: Arc<dyn Backend>,
+    /// How long changes stay in the change log.
+    pub history: Duration,
+    /// How often to clean.
+    pub interval: Duration,
+    /// What the time is.
+    pub clock: fn() -> Timestamp,
+}
+
+impl Retention {
+    /// Cleans every interval until the task is aborted.
+    pub async fn run(self) {
+        let mut ticks = tokio::time::interval(self.interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pruned_for_space = 0;
+        loop {
+            ticks.tick().await;
+            match self.clean().await {
+                Ok(()) => {}
+                Err(BrokerError::ShuttingDown) => return,
+                Err(error) => tracing::warn!(%error, "could not clean the store; trying again later"),
+            }
+            if let Ok(statistics) = self.backend.measure().await {
+                if statistics.pruned_for_space > pruned_for_space {
+                    tracing::warn!(
+                        changes = statistics.pruned_for_space - pruned_for_space,
+                        used_bytes = statistics.used_bytes,
+                        limit_bytes = statistics.limit_bytes,
+                        "the store has dropped changes before their time to make room: readers that are far behind will \
+                         have to sync again; raise its limit or shorten the history"
+                    );
+                }
+                pruned_for_space = statistics.pruned_for_space;
+            }
+        }
+    }
+
+    async fn clean(&self) -> Result<(), BrokerError> {
+        self.writer.set_required_options().await?;
+        let before = (self.clock)().earlier(self.history);
+        while self.writer.prune(before, PRUNE_CHANGES).await?.more {}
+        for (record_type, options) in self.options.all().iter() {
+            let Some(ttl) = options.ttl else { continue };
+            loop {
+                let request = EvictRequest {
+                    record_type: record_type.clone(),
+                    modified_before: Some((self.clock)().earlier(ttl)),
+                    keep: None,
+                    max_records: EVICT_RECORDS,
+                };
+                let evicted = self.writer.evict(request).await?;
+                if !evicted.more || evicted.tombstones.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}

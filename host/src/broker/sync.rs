@@ -1,0 +1,308 @@
+//! The streams: Sync, which follows the change log, and SyncLatest, which reads what is there.
+//!
+//! A Sync stream reads from the hub while it keeps up and page by page from the backend while it does not. Whatever the
+//! hub loses or the stream misses, it is the same log with the same versions, so the stream only has to remember its
+//! place in it. Both streams belong to one server version and end with `InvalidServerVersion` once there is another: every
+//! page says which one it was read under.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio::sync::watch;
+
+use super::hub::{Hub, Reading};
+use super::options::OptionsTable;
+use super::{BrokerError, Change, SyncItem, SyncLatestItem, SyncStart};
+use crate::backend::{Backend, BackendError, ChangesRequest, PageBounds, Position, ScanRequest};
+use crate::record::{Key, Options, Version};
+
+/// The bounds of the pages that streams read: what a slow stream holds.
+const PAGE: PageBounds = PageBounds {
+    records: 512,
+    bytes: 512 << 10,
+};
+
+/// What streams are made of.
+#[derive(Clone)]
+pub struct Sources {
+    /// Where pages come from.
+    pub backend: Arc<dyn Backend>,
+    /// Where new changes come from.
+    pub hub: Arc<Hub>,
+    /// Where options come from.
+    pub options: Arc<OptionsTable>,
+}
+
+/// Begins a Sync stream. What is wrong with its beginning is said here and not in the stream.
+pub async fn sync(
+    sources: Sources,
+    shared: bool,
+    start: SyncStart,
+) -> Result<BoxStream<'static, Result<SyncItem, BrokerError>>, BrokerError> {
+    let wake = sources.hub.subscribe(start.record_type.as_deref());
+    let mut stream = SyncStream {
+        wake,
+        server_version: start.server_version,
+        place: start.record_version,
+        record_type: start.record_type,
+        wait: start.wait,
+        // What other hosts have written may not have reached the hub yet; an exclusive store's hub always knows.
+        paging: shared,
+        options_seen: None,
+        options_sent: BTreeMap::new(),
+        ready: VecDeque::new(),
+        sources,
+    };
+    if stream.sources.hub.ended() {
+        return Err(BrokerError::ShuttingDown);
+    }
+    if !shared && stream.sources.hub.position().0 != stream.server_version {
+        return Err(BrokerError::InvalidServerVersion);
+    }
+    stream.queue_options();
+    // The first reading finds out whether the log still reaches back so far.
+    let caught_up = stream.read().await?;
+    let begin = if caught_up && !stream.wait {
+        State::Last(stream)
+    } else {
+        State::Live(stream)
+    };
+    Ok(stream::unfold(begin, State::next).boxed())
+}
+
+struct SyncStream {
+    sources: Sources,
+    /// Woken when there may be something to read.
+    wake: watch::Receiver<()>,
+    server_version: u64,
+    /// Everything up to this version has been read.
+    place: Version,
+    record_type: Option<String>,
+    wait: bool,
+    /// Reading pages from the backend until it says that the place is the newest.
+    paging: bool,
+    /// The revision of the options when they were last looked at.
+    options_seen: Option<u64>,
+    /// What the client knows of options.
+    options_sent: BTreeMap<String, Options>,
+    /// What was read and not sent yet: a page at most.
+    ready: VecDeque<SyncItem>,
+}
+
+enum State {
+    Live(SyncStream),
+    /// Sends what is ready, then ends cleanly.
+    Last(SyncStream),
+    Done,
+}
+
+impl State {
+    async fn next(self) -> Option<(Result<SyncItem, BrokerError>, Self)> {
+        match self {
+            Self::Done => None,
+            Self::Last(mut stream) => {
+                let item = stream.ready.pop_front()?;
+                Some((Ok(item), Self::Last(stream)))
+            }
+            Self::Live(mut stream) => loop {
+                if let Some(item) = stream.ready.pop_front() {
+                    return Some((Ok(item), Self::Live(stream)));
+                }
+                match stream.read().await {
+                    Err(error) => return Some((Err(error), Self::Done)),
+                    Ok(false) => {}
+                    Ok(true) if !stream.wait => {
+                        let item = stream.ready.pop_front()?;
+                        return Some((Ok(item), Self::Last(stream)));
+                    }
+                    Ok(true) if !stream.ready.is_empty() => {}
+                    // The hub outlives its streams, as they hold it.
+                    Ok(true) => stream.wake.changed().await.unwrap_or_default(),
+                }
+            },
+        }
+    }
+}
+
+impl SyncStream {
+    /// Reads on from the stream's place; true if it has caught up.
+    async fn read(&mut self) -> Result<bool, BrokerError> {
+        self.wake.mark_unchanged();
+        self.queue_options();
+        if !self.paging {
+            match self
+                .sources
+                .hub
+                .read(self.server_version, self.place, self.record_type.as_deref())
+            {
+                Reading::Changes { changes, through } => {
+                    self.ready.extend(changes.into_iter().map(SyncItem::Change));
+                    self.place = through;
+                    return Ok(false);
+                }
+                Reading::CaughtUp => return Ok(true),
+                Reading::Behind => self.paging = true,
+                Reading::Cleared => return Err(BrokerError::InvalidServerVersion),
+                Reading::Ended => return Err(BrokerError::ShuttingDown),
+            }
+        }
+        if self.sources.hub.ended() {
+            return Err(BrokerError::ShuttingDown);
+        }
+        self.read_page().await
+    }
+
+    async fn read_page(&mut self) -> Result<bool, BrokerError> {
+        let request = ChangesRequest {
+            after: self.place,
+            record_type: self.record_type.clone(),
+            bounds: PAGE,
+        };
+        let page = match self.sources.backend.changes(request).await {
+            Ok(page) => page,
+            Err(BackendError::Pruned(_)) => {
+                // A store that was cleared and filled again by another host may have pruned, too.
+                let current = self.sources.backend.current().await?;
+                return Err(if current.server_version == self.server_version {
+                    BrokerError::InvalidRecordVersion
+                } else {
+                    BrokerError::InvalidServerVersion
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if page.position.server_version != self.server_version {
+            return Err(BrokerError::InvalidServerVersion);
+        }
+        self.ready.extend(
+            page.records
+                .into_iter()
+                .map(|record| SyncItem::Change(Arc::new(Change::new(record)))),
+        );
+        if page.through <= self.place && self.place < page.position.latest_version {
+            // Else this would ask for the same page for ever.
+            let law = "a page of changes neither went on nor reached the newest change";
+            return Err(BackendError::Internal(law.to_owned()).into());
+        }
+        self.place = self.place.max(page.through);
+        if self.place >= page.position.latest_version {
+            self.paging = false;
+            // What came since is in the hub, or will wake the stream.
+            return Ok(self.sources.hub.position().1 <= self.place);
+        }
+        Ok(false)
+    }
+
+    /// Queues the options that the client does not know yet.
+    fn queue_options(&mut self) {
+        let revision = self.sources.hub.options_revision();
+        if self.options_seen == Some(revision) {
+            return;
+        }
+        self.options_seen = Some(revision);
+        let current = selected(&self.sources.options, self.record_type.as_deref());
+        let gone: Vec<String> = self
+            .options_sent
+            .keys()
+            .filter(|&known| !current.contains_key(known))
+            .cloned()
+            .collect();
+        for (record_type, options) in &current {
+            if self.options_sent.get(record_type) != Some(options) {
+                self.ready
+                    .push_back(SyncItem::Options(record_type.clone(), options.clone()));
+            }
+        }
+        self.ready.extend(
+            gone.into_iter()
+                .map(|record_type| SyncItem::Options(record_type, Options::default())),
+        );
+        self.options_sent = current;
+    }
+}
+
+/// The options that a stream of this type, or of all types, carries.
+fn selected(options: &OptionsTable, record_type: Option<&str>) -> BTreeMap<String, Options> {
+    match record_type {
+        None => options.all().as_ref().clone(),
+        Some(record_type) => options
+            .get(record_type)
+            .map(|options| (record_type.to_owned(), options))
+            .into_iter()
+            .collect(),
+    }
+}
+
+/// Begins a SyncLatest stream: the live records page by page, then the options, then the position. The position is the
+/// first page's, from before the records were read: what was written since comes again by Sync.
+pub async fn sync_latest(
+    sources: Sources,
+    record_type: Option<String>,
+) -> Result<BoxStream<'static, Result<SyncLatestItem, BrokerError>>, BrokerError> {
+    if sources.hub.ended() {
+        return Err(BrokerError::ShuttingDown);
+    }
+    let mut stream = LatestStream {
+        sources,
+        record_type,
+        position: None,
+        ready: VecDeque::new(),
+        after: None,
+        reading: true,
+    };
+    stream.read_page().await?;
+    Ok(stream::try_unfold(stream, LatestStream::next).boxed())
+}
+
+struct LatestStream {
+    sources: Sources,
+    record_type: Option<String>,
+    /// Where the store stood at the first page.
+    position: Option<Position>,
+    /// What was read and not sent yet: a page at most.
+    ready: VecDeque<SyncLatestItem>,
+    /// Where the next page begins.
+    after: Option<Key>,
+    /// False once the last page was read.
+    reading: bool,
+}
+
+impl LatestStream {
+    async fn next(mut self) -> Result<Option<(SyncLatestItem, Self)>, BrokerError> {
+        while self.ready.is_empty() && self.reading {
+            self.read_page().await?;
+        }
+        Ok(self.ready.pop_front().map(|item| (item, self)))
+    }
+
+    async fn read_page(&mut self) -> Result<(), BrokerError> {
+        if self.sources.hub.ended() {
+            return Err(BrokerError::ShuttingDown);
+        }
+        let request = ScanRequest {
+            record_type: self.record_type.clone(),
+            hint: None,
+            after: self.after.take(),
+            bounds: PAGE,
+        };
+        let page = self.sources.backend.scan(request).await?;
+        let position = *self.position.get_or_insert(page.position);
+        if page.position.server_version != position.server_version {
+            return Err(BrokerError::InvalidServerVersion);
+        }
+        self.after = page.records.last().map(|record| record.key.clone());
+        self.reading = page.more && self.after.is_some();
+        self.ready.extend(page.records.into_iter().map(SyncLatestItem::Record));
+        if !self.reading {
+            let options = selected(&self.sources.options, self.record_type.as_deref());
+            self.ready.extend(
+                options
+                    .into_iter()
+                    .map(|(record_type, options)| SyncLatestItem::Options(record_type, options)),
+            );
+            self.ready.push_back(SyncLatestItem::Position(position));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,457 @@
+//! The writer: the one task that changes records, the change log and options.
+//!
+//! Callers send their writes here and wait. While the backend works on one call, the puts that arrive are collected, and
+//! the next call carries them all (group commit): throughput does not follow the store's latency, and a caller who is
+//! alone waits for nobody. Since there is one call at a time, its results come in the order of the versions, and they feed
+//! the hub as they come.
+//!
+//! A task of its own, since a write must not stop half way when its caller goes away.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::hub::Hub;
+use super::options::{OptionsTable, missing_required};
+use super::{BrokerError, Change};
+use crate::backend::{
+    self, Backend, BackendError, Batch, EvictRequest, Evicted, Operation, Outcome, Position, Pruned, Refusal,
+};
+use crate::record::{Options, Record, Timestamp, Version};
+
+/// Most writes that wait; further callers wait to be let in.
+const QUEUE: usize = 1024;
+/// A call takes no further batch once it carries so many bytes: with the 4 MiB that a batch may have, that keeps it within
+/// the 8 MiB that the storage interface promises.
+const GROUP_BYTES: usize = 4 << 20;
+/// Most batches that one call carries.
+const GROUP_BATCHES: usize = 1024;
+/// Most records that one call evicts, so that puts pass in between.
+pub const EVICT_RECORDS: u32 = 256;
+
+/// Where callers hand in writes.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    queue: mpsc::Sender<Job>,
+}
+
+/// What one put gives back.
+#[derive(Debug)]
+pub struct Stored {
+    /// The server version that the batch was written under.
+    pub server_version: u64,
+    /// One per step, in their order.
+    pub records: Vec<StoredRecord>,
+}
+
+/// What became of one step.
+#[derive(Debug)]
+pub enum StoredRecord {
+    /// The record or the tombstone, as streams get it.
+    Written(Arc<Change>),
+    /// There was nothing to delete.
+    Missing,
+}
+
+/// Why a put failed.
+#[derive(Debug)]
+pub enum PutError {
+    /// A step found another version than it expected.
+    Conflict,
+    /// Anything else.
+    Broker(BrokerError),
+}
+
+type Reply<T> = oneshot::Sender<Result<T, BrokerError>>;
+
+#[derive(Debug)]
+enum Job {
+    Put(PutJob),
+    Evict(EvictRequest, Reply<Evicted>),
+    Prune {
+        before: Timestamp,
+        max_changes: u32,
+        reply: Reply<Pruned>,
+    },
+    SetOptions {
+        record_type: String,
+        options: Option<Options>,
+        reply: Reply<()>,
+    },
+    RequiredOptions(Reply<()>),
+    Clear(Reply<(u64, u64)>),
+    Close(Reply<()>),
+}
+
+#[derive(Debug)]
+struct PutJob {
+    batch: Batch,
+    reply: oneshot::Sender<Result<Stored, PutError>>,
+}
+
+impl Writer {
+    /// Starts the task. It ends after [`Writer::close`], or once all writers are gone.
+    pub fn start(
+        backend: Arc<dyn Backend>,
+        shared: bool,
+        hub: Arc<Hub>,
+        options: Arc<OptionsTable>,
+        clock: fn() -> Timestamp,
+    ) -> Self {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let task = WriterTask {
+            backend,
+            shared,
+            hub,
+            options,
+            clock,
+            last_now: Timestamp(i64::MIN),
+        };
+        tokio::spawn(task.run(jobs));
+        Self { queue }
+    }
+
+    /// Applies a batch, all of it or nothing.
+    pub async fn put(&self, batch: Batch) -> Result<Stored, PutError> {
+        let (reply, result) = oneshot::channel();
+        let job = Job::Put(PutJob { batch, reply });
+        self.queue
+            .send(job)
+            .await
+            .map_err(|_| PutError::Broker(BrokerError::ShuttingDown))?;
+        result.await.map_err(|_| PutError::Broker(BrokerError::ShuttingDown))?
+    }
+
+    /// Removes records, a bounded number of them.
+    pub async fn evict(&self, request: EvictRequest) -> Result<Evicted, BrokerError> {
+        self.ask(|reply| Job::Evict(request, reply)).await
+    }
+
+    /// Removes old changes, a bounded number of them.
+    pub async fn prune(&self, before: Timestamp, max_changes: u32) -> Result<Pruned, BrokerError> {
+        self.ask(|reply| Job::Prune {
+            before,
+            max_changes,
+            reply,
+        })
+        .await
+    }
+
+    /// Replaces a type's options.
+    pub async fn set_options(&self, record_type: String, options: Option<Options>) -> Result<(), BrokerError> {
+        self.ask(|reply| Job::SetOptions {
+            record_type,
+            options,
+            reply,
+        })
+        .await
+    }
+
+    /// Sets the options that Pomerium counts on, where they are missing.
+    pub async fn set_required_options(&self) -> Result<(), BrokerError> {
+        self.ask(Job::RequiredOptions).await
+    }
+
+    /// Wipes the store; returns the server versions before and after.
+    pub async fn clear(&self) -> Result<(u64, u64), BrokerError> {
+        self.ask(Job::Clear).await
+    }
+
+    /// Closes the store after the writes that are waiting, and ends the task.
+    pub async fn close(&self) -> Result<(), BrokerError> {
+        self.ask(Job::Close).await
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, BrokerError> {
+        let (reply, result) = oneshot::channel();
+        self.queue
+            .send(job(reply))
+            .await
+            .map_err(|_| BrokerError::ShuttingDown)?;
+        result.await.map_err(|_| BrokerError::ShuttingDown)?
+    }
+}
+
+struct WriterTask {
+    backend: Arc<dyn Backend>,
+    /// True where the hub is fed by watching the store instead.
+    shared: bool,
+    hub: Arc<Hub>,
+    options: Arc<OptionsTable>,
+    clock: fn() -> Timestamp,
+    /// Times of writes do not go back when the clock does.
+    last_now: Timestamp,
+}
+
+impl WriterTask {
+    async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let mut put_aside = None;
+        loop {
+            let job = match put_aside.take() {
+                Some(job) => job,
+                None => match jobs.recv().await {
+                    Some(job) => job,
+                    None => return,
+                },
+            };
+            // A reply that fails means that the caller has gone away: the write stays.
+            match job {
+                Job::Put(first) => {
+                    let mut group = Group::new(first);
+                    while group.has_room() {
+                        match jobs.try_recv() {
+                            Ok(Job::Put(next)) => group.add(next),
+                            Ok(other) => {
+                                put_aside = Some(other);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    self.put(group).await;
+                }
+                Job::Evict(request, reply) => {
+                    let _ = reply.send(self.evict(request).await.map_err(BrokerError::from));
+                }
+                Job::Prune {
+                    before,
+                    max_changes,
+                    reply,
+                } => {
+                    let pruned = self.backend.prune(before, max_changes).await;
+                    if let Ok(pruned) = &pruned {
+                        self.hub.pruned(pruned.position.earliest_version);
+                    }
+                    let _ = reply.send(pruned.map_err(BrokerError::from));
+                }
+                Job::SetOptions {
+                    record_type,
+                    options,
+                    reply,
+                } => {
+                    let _ = reply.send(self.set_options(record_type, options).await.map_err(BrokerError::from));
+                }
+                Job::RequiredOptions(reply) => {
+                    let _ = reply.send(self.set_required_options().await.map_err(BrokerError::from));
+                }
+                Job::Clear(reply) => {
+                    let _ = reply.send(self.clear().await.map_err(BrokerError::from));
+                }
+                Job::Close(reply) => {
+                    // Those that still wait are told by their replies being dropped.
+                    jobs.close();
+                    let _ = reply.send(self.backend.close().await.map_err(BrokerError::from));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn now(&mut self) -> Timestamp {
+        self.last_now = self.last_now.max((self.clock)());
+        self.last_now
+    }
+
+    async fn put(&mut self, group: Group) {
+        let now = self.now();
+        let Group { batches, replies, .. } = group;
+        // The backend gets a copy, of which the record data is shared, and what is left makes the records.
+        let result = match self.backend.put(batches.clone(), now).await {
+            Ok(result) if result.batches.len() == batches.len() => result,
+            Ok(_) => {
+                return fail(
+                    replies,
+                    &BackendError::Internal("put: one result per batch was expected".to_owned()),
+                );
+            }
+            Err(error) => return fail(replies, &error),
+        };
+        let server_version = result.server_version;
+        let mut changes = Vec::new();
+        let mut capped = BTreeSet::new();
+        let mut answers = Vec::with_capacity(replies.len());
+        for (batch, outcomes) in batches.into_iter().zip(result.batches) {
+            answers.push(match outcomes {
+                Ok(outcomes) if outcomes.len() == batch.changes.len() => {
+                    let records = batch
+                        .changes
+                        .into_iter()
+                        .zip(outcomes)
+                        .map(|(step, outcome)| {
+                            if matches!(outcome, Outcome::Stored(_))
+                                && !capped.contains(&step.key.record_type)
+                                && self.has_capacity(&step.key.record_type)
+                            {
+                                capped.insert(step.key.record_type.clone());
+                            }
+                            written(step, outcome, now)
+                        })
+                        .inspect(|record| {
+                            if let StoredRecord::Written(change) = record {
+                                changes.push(Arc::clone(change));
+                            }
+                        })
+                        .collect();
+                    Ok(Stored {
+                        server_version,
+                        records,
+                    })
+                }
+                Ok(_) => Err(PutError::Broker(BrokerError::Backend(BackendError::Internal(
+                    "put: one outcome per step was expected".to_owned(),
+                )))),
+                Err(Refusal::Conflict(_)) => Err(PutError::Conflict),
+                Err(Refusal::Exhausted(reason)) => {
+                    Err(PutError::Broker(BrokerError::Backend(BackendError::Exhausted(reason))))
+                }
+            });
+        }
+        self.publish(changes);
+        for record_type in capped {
+            self.enforce_capacity(record_type).await;
+        }
+        for (reply, answer) in replies.into_iter().zip(answers) {
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn has_capacity(&self, record_type: &str) -> bool {
+        self.options
+            .get(record_type)
+            .is_some_and(|options| options.capacity.is_some())
+    }
+
+    fn publish(&self, changes: Vec<Arc<Change>>) {
+        if self.shared || changes.is_empty() {
+            return;
+        }
+        let through = changes
+            .iter()
+            .map(|change| change.record.version)
+            .max()
+            .unwrap_or_default();
+        self.hub.publish(changes, through);
+    }
+
+    /// Removes what is above a type's capacity. The records that were just put are safe, so a failure is not theirs: it is
+    /// logged, and the next put or clean tries again.
+    async fn enforce_capacity(&mut self, record_type: String) {
+        let Some(keep) = self.options.get(&record_type).and_then(|options| options.capacity) else {
+            return;
+        };
+        loop {
+            let request = EvictRequest {
+                record_type: record_type.clone(),
+                modified_before: None,
+                keep: Some(keep),
+                max_records: EVICT_RECORDS,
+            };
+            match self.evict(request).await {
+                Ok(evicted) if evicted.more && !evicted.tombstones.is_empty() => {}
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(%error, record_type, "could not remove the records above the type's capacity");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn evict(&mut self, request: EvictRequest) -> Result<Evicted, BackendError> {
+        let now = self.now();
+        let evicted = self.backend.evict(request, now).await?;
+        self.publish(
+            evicted
+                .tombstones
+                .iter()
+                .cloned()
+                .map(|record| Arc::new(Change::new(record)))
+                .collect(),
+        );
+        Ok(evicted)
+    }
+
+    async fn set_options(&self, record_type: String, options: Option<Options>) -> Result<(), BackendError> {
+        let options = options.filter(|options| !options.is_empty());
+        if self.options.get(&record_type) == options {
+            return Ok(());
+        }
+        self.backend.set_options(record_type.clone(), options.clone()).await?;
+        self.options.set(record_type, options);
+        self.hub.options_changed();
+        Ok(())
+    }
+
+    async fn set_required_options(&self) -> Result<(), BackendError> {
+        for (record_type, options) in missing_required(&self.options.all()) {
+            self.set_options(record_type, Some(options)).await?;
+        }
+        Ok(())
+    }
+
+    async fn clear(&self) -> Result<(u64, u64), BackendError> {
+        let before = self.backend.current().await?.server_version;
+        let position: Position = self.backend.clear(backend::new_server_version(before)).await?;
+        self.options.replace([]);
+        self.hub.reset(position);
+        // The store is cleared whatever comes of this; the periodic clean tries again.
+        if let Err(error) = self.set_required_options().await {
+            tracing::warn!(%error, "could not set the options that Pomerium needs after the Clear; will try again");
+        }
+        Ok((before, position.server_version))
+    }
+}
+
+/// The record that a step has left.
+fn written(step: backend::Change, outcome: Outcome, now: Timestamp) -> StoredRecord {
+    let stored = |version: Version, data| Record {
+        version,
+        key: step.key,
+        data,
+        modified_at: now,
+        deleted_at: None,
+    };
+    let record = match (outcome, step.operation) {
+        (Outcome::Missing, _) => return StoredRecord::Missing,
+        (Outcome::Deleted(tombstone), _) => tombstone,
+        (Outcome::Stored(version), Operation::Upsert { data, .. }) => stored(version, data),
+        (Outcome::Stored(version), Operation::Delete) => stored(version, None),
+    };
+    StoredRecord::Written(Arc::new(Change::new(record)))
+}
+
+fn fail(replies: Vec<oneshot::Sender<Result<Stored, PutError>>>, error: &BackendError) {
+    for reply in replies {
+        let _ = reply.send(Err(PutError::Broker(BrokerError::Backend(error.clone()))));
+    }
+}
+
+/// The puts that one call carries.
+struct Group {
+    batches: Vec<Batch>,
+    replies: Vec<oneshot::Sender<Result<Stored, PutError>>>,
+    bytes: usize,
+}
+
+impl Group {
+    fn new(first: PutJob) -> Self {
+        let mut group = Self {
+            batches: Vec::new(),
+            replies: Vec::new(),
+            bytes: 0,
+        };
+        group.add(first);
+        group
+    }
+
+    fn add(&mut self, job: PutJob) {
+        self.bytes += job.batch.changes.iter().map(backend::Change::size).sum::<usize>();
+        self.batches.push(job.batch);
+        self.replies.push(job.reply);
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes < GROUP_BYTES && self.batches.len() < GROUP_BATCHES
+    }
+}

@@ -1,0 +1,258 @@
+//! What a plugin says: its log lines, its standard output and its standard error, as events of the host's log.
+//!
+//! A plugin decides neither how much is logged nor what a terminal makes of it: lines are cut, control characters are
+//! taken out, and beyond a steady rate lines are counted instead of written. The end of what was said on standard error
+//! is kept, since that is where a panic's message stands and nowhere else.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+use super::convert;
+
+/// How many lines may come at once.
+const BURST: u32 = 200;
+
+/// One more line may come after so long.
+const REFILL: Duration = Duration::from_millis(50);
+
+/// A line of standard output or error without an end is written in pieces of this many bytes.
+const MAX_LINE: usize = 4096;
+
+/// How many bytes of standard error are kept for the report of a trap.
+const KEPT: usize = 4096;
+
+/// How many bytes a plugin may write to its standard output at once.
+const PERMIT: usize = 64 * 1024;
+
+/// How much a line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// The log of one plugin's instance. Clones share it.
+#[derive(Clone)]
+pub(super) struct PluginLog(Arc<Shared>);
+
+struct Shared {
+    /// The plugin's name, which every line carries.
+    plugin: String,
+    /// How many more lines may come, and what was left out.
+    allowance: Mutex<Allowance>,
+    /// The end of standard error.
+    kept: Mutex<VecDeque<u8>>,
+}
+
+impl PluginLog {
+    pub(super) fn new(plugin: &str) -> Self {
+        Self(Arc::new(Shared {
+            plugin: plugin.to_owned(),
+            allowance: Mutex::new(Allowance::new(Instant::now())),
+            kept: Mutex::default(),
+        }))
+    }
+
+    /// Writes a line, if there is room for it.
+    pub(super) fn write(&self, level: Level, message: &str) {
+        // What the operator does not ask for costs nothing of the allowance.
+        if !enabled(level) {
+            return;
+        }
+        let Some(left_out) = self.0.allowance.lock().take(Instant::now()) else {
+            return;
+        };
+        let plugin = &self.0.plugin;
+        if left_out > 0 {
+            tracing::warn!(plugin, left_out, "the plugin logs too much; lines were left out");
+        }
+        let message = convert::text(message);
+        match level {
+            Level::Trace => tracing::trace!(plugin, "{message}"),
+            Level::Debug => tracing::debug!(plugin, "{message}"),
+            Level::Info => tracing::info!(plugin, "{message}"),
+            Level::Warn => tracing::warn!(plugin, "{message}"),
+            Level::Error => tracing::error!(plugin, "{message}"),
+        }
+    }
+
+    /// Standard output, line by line at this level.
+    pub(super) fn stream(&self, level: Level, keep: bool) -> Stream {
+        Stream {
+            log: self.clone(),
+            level,
+            keep,
+            line: Arc::default(),
+        }
+    }
+
+    /// The end of what the plugin has written to standard error.
+    pub(super) fn standard_error(&self) -> String {
+        let kept: Vec<u8> = self.0.kept.lock().iter().copied().collect();
+        String::from_utf8_lossy(&kept)
+            .lines()
+            .map(convert::text)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+fn enabled(level: Level) -> bool {
+    match level {
+        Level::Trace => tracing::enabled!(tracing::Level::TRACE),
+        Level::Debug => tracing::enabled!(tracing::Level::DEBUG),
+        Level::Info => tracing::enabled!(tracing::Level::INFO),
+        Level::Warn => tracing::enabled!(tracing::Level::WARN),
+        Level::Error => tracing::enabled!(tracing::Level::ERROR),
+    }
+}
+
+/// A bucket of lines that fills at a steady rate.
+struct Allowance {
+    lines: u32,
+    left_out: u64,
+    /// When the last line was added to the bucket.
+    filled: Instant,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self {
+            lines: BURST,
+            left_out: 0,
+            filled: now,
+        }
+    }
+
+    /// Takes a line and says how many were left out since the last one; none where the bucket is empty.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let since = now.saturating_duration_since(self.filled);
+        let added = since.as_nanos() / REFILL.as_nanos();
+        if added > 0 {
+            self.lines = u32::try_from(added)
+                .unwrap_or(BURST)
+                .saturating_add(self.lines)
+                .min(BURST);
+            self.filled = now;
+        }
+        match self.lines.checked_sub(1) {
+            Some(lines) => {
+                self.lines = lines;
+                Some(std::mem::take(&mut self.left_out))
+            }
+            None => {
+                self.left_out = self.left_out.saturating_add(1);
+                None
+            }
+        }
+    }
+}
+
+/// Standard output or standard error of a plugin.
+#[derive(Clone)]
+pub(super) struct Stream {
+    log: PluginLog,
+    level: Level,
+    /// True for standard error, whose end is kept.
+    keep: bool,
+    /// The line that has not ended yet.
+    line: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Stream {
+    fn take(&self, bytes: &[u8]) {
+        if self.keep {
+            let mut kept = self.log.0.kept.lock();
+            kept.extend(bytes);
+            let excess = kept.len().saturating_sub(KEPT);
+            kept.drain(..excess);
+        }
+        let mut line = self.line.lock();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || line.len() >= MAX_LINE {
+                let text = String::from_utf8_lossy(&line);
+                let text = text.trim_end();
+                if !text.is_empty() {
+                    self.log.write(self.level, text);
+                }
+                line.clear();
+            }
+        }
+    }
+}
+
+impl IsTerminal for Stream {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Stream {
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+
+    // Only WASI 0.3 asks for this one, which is not offered.
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
+        Box::new(tokio::io::sink())
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for Stream {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for Stream {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.take(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(PERMIT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_beyond_the_rate_are_counted_and_not_written() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        for _ in 0..BURST {
+            assert_eq!(allowance.take(start), Some(0));
+        }
+        assert_eq!(allowance.take(start), None);
+        assert_eq!(allowance.take(start), None);
+        assert_eq!(allowance.take(start + REFILL), Some(2));
+        assert_eq!(allowance.take(start + REFILL), None);
+    }
+
+    #[test]
+    fn the_end_of_standard_error_is_kept_without_control_characters() {
+        let log = PluginLog::new("test");
+        let stream = log.stream(Level::Warn, true);
+        stream.take(&vec![b'a'; KEPT * 2]);
+        stream.take(b"\nthread panicked\x1b[31m");
+        let kept = log.standard_error();
+        assert!(kept.ends_with("thread panicked [31m"), "{kept}");
+        assert!(kept.len() <= KEPT, "{}", kept.len());
+    }
+}

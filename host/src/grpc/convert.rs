@@ -1,0 +1,389 @@
+//! Between the protocol's messages and the broker's types. No other file knows both.
+//!
+//! Requests come from the network: whatever a message can say is either turned into something that the broker can work
+//! with or refused with [`Invalid`]. The messages of that name where the fault is, never what the record data was.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use databroker_proto::{Encoded, databroker as proto, registry as registry_proto};
+use prost::Message as _;
+use prost_types::value::Kind;
+
+use crate::backend::Position;
+use crate::broker::{BrokerError, Change, Query, QueryPage, SyncItem, SyncLatestItem, SyncStart, Write, Written};
+use crate::data::check_any;
+use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp};
+
+/// What Pomerium's clients take in one message, in bytes, and what this server takes.
+pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// What an answer adds to a record as it was sent: version and times.
+const ADDED_PER_RECORD: usize = 48;
+
+/// What an answer with records has beside them.
+const ADDED_PER_ANSWER: usize = 48;
+
+/// How many fields of a type may be indexed, and how long their names may be: each costs every write of the type, and every
+/// stream is told of them.
+const MAX_INDEXABLE_FIELDS: usize = 100;
+const MAX_FIELD_BYTES: usize = 1024;
+
+/// How deep a filter may be nested.
+const MAX_FILTER_DEPTH: usize = 64;
+
+/// The longest duration there may be: what 63 bits of nanoseconds can say, about 292 years.
+const MAX_DURATION: Duration = Duration::from_nanos(i64::MAX.cast_unsigned());
+
+const NANOSECONDS: i64 = 1_000_000_000;
+
+/// What is wrong with a request, for the client.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+/// A time as the protocol has it.
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: time.0.div_euclid(NANOSECONDS),
+        // The remainder is below 10^9.
+        nanos: i32::try_from(time.0.rem_euclid(NANOSECONDS)).unwrap_or_default(),
+    }
+}
+
+/// A duration that a request must give: more than 0 and at most `i64::MAX` nanoseconds.
+///
+/// # Errors
+///
+/// [`Invalid`], naming the field, where it is absent, malformed or out of these bounds.
+pub fn duration(field: &str, duration: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
+    let refuse = |what: &str| Err(Invalid(format!("{field} {what}")));
+    let Some(prost_types::Duration { seconds, nanos }) = duration else {
+        return refuse("is missing: give a duration of more than 0");
+    };
+    let well_formed =
+        nanos.unsigned_abs() < 1_000_000_000 && (seconds == 0 || nanos == 0 || (seconds < 0) == (nanos < 0));
+    if !well_formed {
+        return refuse("is malformed: nanos must be below 10^9 and have the sign of seconds");
+    }
+    let (Ok(seconds), Ok(nanos)) = (u64::try_from(seconds), u32::try_from(nanos)) else {
+        return refuse("is negative: give a duration of more than 0");
+    };
+    match Duration::new(seconds, nanos) {
+        Duration::ZERO => refuse("is 0: give a duration of more than 0"),
+        duration if duration > MAX_DURATION => refuse("is too long: 2^63-1 nanoseconds are the most"),
+        duration => Ok(duration),
+    }
+}
+
+/// A duration as the protocol has it.
+pub fn proto_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),
+    }
+}
+
+/// A record as answers and streams have it.
+pub fn record(record: Record) -> proto::Record {
+    proto::Record {
+        version: record.version,
+        r#type: record.key.record_type,
+        id: record.key.id,
+        data: record.data,
+        modified_at: Some(timestamp(record.modified_at)),
+        deleted_at: record.deleted_at.map(timestamp),
+    }
+}
+
+/// A key as it was asked for.
+pub fn key(request: proto::GetRequest) -> Key {
+    Key::new(request.r#type, request.id)
+}
+
+/// What a Put asks for.
+///
+/// # Errors
+///
+/// [`Invalid`], naming the record, where its data is not an `Any`.
+pub fn writes(records: Vec<proto::Record>) -> Result<Vec<Write>, Invalid> {
+    let writes = records.into_iter().enumerate().map(|(index, record)| {
+        if let Some(data) = &record.data {
+            check_any(data).map_err(|error| Invalid(format!("records[{index}].data: {error}")))?;
+        }
+        Ok(Write {
+            key: Key::new(record.r#type, record.id),
+            // Copied, since what is kept of it would otherwise keep the whole request in memory.
+            data: record.data.map(|data| Bytes::copy_from_slice(&data)),
+            delete: record.deleted_at.is_some(),
+        })
+    });
+    writes.collect()
+}
+
+/// Refuses a request to write whose answer, with the records in it, would be larger than clients take. Whatever passes can
+/// also be read back and streamed, one record at a time.
+///
+/// # Errors
+///
+/// [`BrokerError::AnswerTooLarge`] if so; nothing has been written.
+pub fn check_answer(request: &impl prost::Message, records: usize) -> Result<(), BrokerError> {
+    let added = records
+        .saturating_mul(ADDED_PER_RECORD)
+        .saturating_add(ADDED_PER_ANSWER);
+    if request.encoded_len().saturating_add(added) > MAX_MESSAGE {
+        Err(BrokerError::AnswerTooLarge(MAX_MESSAGE))
+    } else {
+        Ok(())
+    }
+}
+
+/// The answer to a Put.
+pub fn put_response(written: Written) -> proto::PutResponse {
+    proto::PutResponse {
+        server_version: written.server_version,
+        records: written.records.into_iter().map(record).collect(),
+    }
+}
+
+/// The answer to a Patch.
+pub fn patch_response(written: Written) -> proto::PatchResponse {
+    let proto::PutResponse {
+        server_version,
+        records,
+    } = put_response(written);
+    proto::PatchResponse {
+        server_version,
+        records,
+    }
+}
+
+/// What a Query asks for.
+///
+/// # Errors
+///
+/// [`Invalid`] where the filter holds a number that is none, or is nested too deep.
+pub fn query(request: proto::QueryRequest) -> Result<Query, Invalid> {
+    let filter = request
+        .filter
+        .map(|filter| json_object(filter, MAX_FILTER_DEPTH))
+        .transpose()
+        .map_err(|Invalid(why)| Invalid(format!("invalid query filter: {why}")))?;
+    Ok(Query {
+        record_type: some_type(request.r#type),
+        text: request.query,
+        filter,
+        offset: request.offset,
+        limit: request.limit,
+    })
+}
+
+/// The answer to a Query.
+///
+/// # Errors
+///
+/// [`BrokerError::AnswerTooLarge`] where it would be more than clients take.
+pub fn query_response(page: QueryPage) -> Result<proto::QueryResponse, BrokerError> {
+    let answer = proto::QueryResponse {
+        records: page.records.into_iter().map(record).collect(),
+        total_count: i64::try_from(page.total).unwrap_or(i64::MAX),
+        server_version: page.position.server_version,
+        record_version: page.position.latest_version,
+    };
+    if answer.encoded_len() > MAX_MESSAGE {
+        Err(BrokerError::AnswerTooLarge(MAX_MESSAGE))
+    } else {
+        Ok(answer)
+    }
+}
+
+/// Where the store stands.
+pub fn server_info(position: Position) -> proto::ServerInfoResponse {
+    proto::ServerInfoResponse {
+        server_version: position.server_version,
+        earliest_record_version: position.earliest_version,
+        latest_record_version: position.latest_version,
+    }
+}
+
+/// Options as a request has them; absent ones are empty ones.
+///
+/// # Errors
+///
+/// [`Invalid`] where the time to live, or the number or length of the fields, is out of bounds.
+pub fn options(options: Option<proto::Options>) -> Result<Options, Invalid> {
+    let proto::Options {
+        capacity,
+        indexable_fields,
+        ttl,
+    } = options.unwrap_or_default();
+    let ttl = ttl.map(|ttl| duration("options.ttl", Some(ttl))).transpose()?;
+    if indexable_fields.len() > MAX_INDEXABLE_FIELDS {
+        let count = indexable_fields.len();
+        return Err(Invalid(format!(
+            "options.indexable_fields has {count} fields: {MAX_INDEXABLE_FIELDS} at most"
+        )));
+    }
+    if indexable_fields.iter().any(|field| field.len() > MAX_FIELD_BYTES) {
+        return Err(Invalid(format!(
+            "options.indexable_fields has a field of more than {MAX_FIELD_BYTES} bytes"
+        )));
+    }
+    Ok(Options {
+        capacity,
+        indexable_fields,
+        ttl,
+    })
+}
+
+/// Options as answers and streams have them.
+pub fn proto_options(options: Options) -> proto::Options {
+    proto::Options {
+        capacity: options.capacity,
+        indexable_fields: options.indexable_fields,
+        ttl: options.ttl.map(proto_duration),
+    }
+}
+
+/// Where a Sync begins.
+pub fn sync_start(request: proto::SyncRequest) -> SyncStart {
+    SyncStart {
+        server_version: request.server_version,
+        record_version: request.record_version,
+        record_type: some_type(request.r#type),
+        wait: request.wait.unwrap_or(true),
+    }
+}
+
+/// The type that a request narrows itself to; the empty one stands for all.
+pub fn some_type(record_type: String) -> Option<String> {
+    Some(record_type).filter(|record_type| !record_type.is_empty())
+}
+
+/// A message of a Sync stream. A change is encoded by the first stream that sends it.
+pub fn sync_message(item: SyncItem) -> Encoded {
+    match item {
+        SyncItem::Change(change) => Encoded(change_bytes(&change)),
+        SyncItem::Options(record_type, options) => encode(&sync_response(proto::sync_response::Response::Options(
+            typed_options(record_type, options),
+        ))),
+    }
+}
+
+fn change_bytes(change: &Change) -> Bytes {
+    let encode_record = || {
+        encode(&sync_response(proto::sync_response::Response::Record(record(
+            change.record.clone(),
+        ))))
+        .0
+    };
+    change.encoded.get_or_init(encode_record).clone()
+}
+
+fn sync_response(response: proto::sync_response::Response) -> proto::SyncResponse {
+    proto::SyncResponse {
+        response: Some(response),
+    }
+}
+
+/// A message of a SyncLatest stream.
+pub fn sync_latest_message(item: SyncLatestItem) -> Encoded {
+    use proto::sync_latest_response::Response;
+    let response = match item {
+        SyncLatestItem::Record(found) => Response::Record(record(found)),
+        SyncLatestItem::Options(record_type, options) => Response::Options(typed_options(record_type, options)),
+        SyncLatestItem::Position(position) => Response::Versions(proto::Versions {
+            server_version: position.server_version,
+            latest_record_version: position.latest_version,
+        }),
+    };
+    encode(&proto::SyncLatestResponse {
+        response: Some(response),
+    })
+}
+
+fn typed_options(record_type: String, options: Options) -> proto::TypedOptions {
+    proto::TypedOptions {
+        type_url: record_type,
+        options: Some(proto_options(options)),
+    }
+}
+
+fn encode(message: &impl prost::Message) -> Encoded {
+    Encoded(message.encode_to_vec().into())
+}
+
+/// A checkpoint as a request has it; an absent one is zeros.
+pub fn checkpoint(checkpoint: Option<proto::Checkpoint>) -> Checkpoint {
+    let proto::Checkpoint {
+        server_version,
+        record_version,
+    } = checkpoint.unwrap_or_default();
+    Checkpoint {
+        server_version,
+        record_version,
+    }
+}
+
+/// A checkpoint as the answer has it.
+pub fn proto_checkpoint(checkpoint: Checkpoint) -> proto::Checkpoint {
+    proto::Checkpoint {
+        server_version: checkpoint.server_version,
+        record_version: checkpoint.record_version,
+    }
+}
+
+/// Services as a report has them.
+pub fn services(services: Vec<registry_proto::Service>) -> Vec<Service> {
+    services
+        .into_iter()
+        .map(|service| Service {
+            kind: service.kind,
+            endpoint: service.endpoint,
+        })
+        .collect()
+}
+
+/// Services as lists have them.
+pub fn service_list(services: Vec<Service>) -> registry_proto::ServiceList {
+    let services = services.into_iter().map(|service| registry_proto::Service {
+        kind: service.kind,
+        endpoint: service.endpoint,
+    });
+    registry_proto::ServiceList {
+        services: services.collect(),
+    }
+}
+
+fn json_object(object: prost_types::Struct, depth: usize) -> Result<serde_json::Value, Invalid> {
+    let fields = object.fields.into_iter().map(|(name, value)| {
+        let shown = name.get(..name.len().min(64)).unwrap_or_default();
+        let value = json(value, depth).map_err(|Invalid(why)| Invalid(format!("{shown:?}: {why}")))?;
+        Ok((name, value))
+    });
+    fields.collect::<Result<_, Invalid>>().map(serde_json::Value::Object)
+}
+
+fn json(value: prost_types::Value, depth: usize) -> Result<serde_json::Value, Invalid> {
+    let inner = depth
+        .checked_sub(1)
+        .ok_or_else(|| Invalid(format!("nested more than {MAX_FILTER_DEPTH} deep")))?;
+    Ok(match value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(flag)) => flag.into(),
+        Some(Kind::StringValue(text)) => text.into(),
+        Some(Kind::NumberValue(number)) => serde_json::Number::from_f64(number)
+            .map(serde_json::Value::Number)
+            .ok_or_else(|| Invalid(format!("{number} is not a number that can be compared with")))?,
+        Some(Kind::StructValue(object)) => json_object(object, inner)?,
+        Some(Kind::ListValue(list)) => list
+            .values
+            .into_iter()
+            .map(|value| json(value, inner))
+            .collect::<Result<_, _>>()
+            .map(serde_json::Value::Array)?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! The gRPC layer: Pomerium's databroker services over the broker.
+//!
+//! A service does three things with a call: it turns the request into plain types (`convert`), calls the broker, and turns
+//! the answer or the error (`status`) back. What is the same for all calls stands around the services: [`auth`] lets a call
+//! in, [`call`] sees to deadlines, panics and the log.
+//!
+//! Health and reflection need no token, as with Pomerium.
+
+pub mod auth;
+pub mod call;
+pub mod checkpoint;
+pub mod client;
+pub mod convert;
+pub mod databroker;
+pub mod health;
+pub mod registry;
+mod status;
+pub mod unknown;
+
+use std::sync::Arc;
+
+use databroker_proto::PROTOCOL_DESCRIPTORS;
+use databroker_proto::databroker_server::checkpoint_service_server::CheckpointServiceServer;
+use databroker_proto::databroker_server::data_broker_service_server::DataBrokerServiceServer;
+use databroker_proto::registry_server::registry_server::RegistryServer;
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic_health::pb::health_server::HealthServer;
+
+use self::auth::Guard;
+use self::checkpoint::Checkpoints;
+use self::convert::MAX_MESSAGE;
+use self::databroker::DataBroker;
+use self::health::HealthService;
+use self::registry::Services;
+use crate::broker::Broker;
+
+/// All services: the three of the databroker behind the guard, health, and both versions of reflection.
+///
+/// # Errors
+///
+/// Never with the descriptors that the host is built with.
+pub fn routes(
+    broker: &Arc<Broker>,
+    guard: &Guard,
+    health: HealthService,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let databroker =
+        DataBrokerServiceServer::new(DataBroker(Arc::clone(broker))).max_decoding_message_size(MAX_MESSAGE);
+    let checkpoint =
+        CheckpointServiceServer::new(Checkpoints(Arc::clone(broker))).max_decoding_message_size(MAX_MESSAGE);
+    let registry = RegistryServer::new(Services(Arc::clone(broker))).max_decoding_message_size(MAX_MESSAGE);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(PROTOCOL_DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(Routes::new(InterceptedService::new(databroker, guard.clone()))
+        .add_service(InterceptedService::new(checkpoint, guard.clone()))
+        .add_service(InterceptedService::new(registry, guard.clone()))
+        .add_service(HealthServer::new(health))
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?))
+}

@@ -1,0 +1,18 @@
+//! `databroker-host` answers Pomerium's databroker protocol and keeps nothing itself: every byte of state goes through a
+//! WIT interface into a storage plugin, a WASI component. `ARCHITECTURE.md` beside this crate is the map.
+//!
+//! ```text
+//! grpc  ->  broker  ->  backend (trait)  ->  component  ->  plugin
+//! ```
+
+pub mod backend;
+pub mod broker;
+pub mod command;
+pub mod component;
+pub mod data;
+pub mod filter;
+pub mod grpc;
+pub mod logging;
+pub mod record;
+pub mod server;
+pub mod settings;

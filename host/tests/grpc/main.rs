@@ -1,0 +1,17 @@
+//! The server over real connections, on the native backend: what a client sees. The broker's own behaviour is tested with
+//! the broker; here it is that each call arrives there and comes back.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod calls;
+mod hostile;
+mod meta;
+mod program;
+mod server;
+mod shutdown;

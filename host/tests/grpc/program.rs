@@ -1,0 +1,203 @@
+//! The program as an operator starts it.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::server::PATIENCE;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_databroker-host");
+
+/// A command with nothing in its environment but what a test sets.
+fn program(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null());
+    for kept in ["HOME", "PATH"] {
+        if let Some(value) = std::env::var_os(kept) {
+            command.env(kept, value);
+        }
+    }
+    command
+}
+
+fn output(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    program(arguments, environment).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A running `serve`, killed if the test fails.
+struct Serving(Child);
+
+impl Serving {
+    fn start(environment: &[(&str, &str)]) -> Self {
+        let mut command = program(&["serve"], environment);
+        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Sends a signal and waits for the end: the exit code and what was logged.
+    fn end(mut self, signal: &str) -> (Option<i32>, String) {
+        let id = self.0.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            match self.0.try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() > deadline => panic!("the program does not end"),
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        let mut log = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (status.code(), log)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn it_serves_without_settings_and_prints_a_line_that_makes_a_first_call() {
+    let mut serving = Serving::start(&[("GRPC_ADDRESS", "127.0.0.1:0")]);
+    let mut lines = BufReader::new(serving.0.stdout.take().unwrap()).lines();
+    let line = loop {
+        let line = lines.next().expect("the program prints no first call").unwrap();
+        if line.trim_start().starts_with("SHARED_SECRET=") {
+            break line;
+        }
+    };
+    let call = Command::new("sh").args(["-c", line.trim()]).output().unwrap();
+    assert!(call.status.success(), "{line}: {}", text(&call.stderr));
+    assert!(
+        text(&call.stdout).contains("latest record version"),
+        "{}",
+        text(&call.stdout)
+    );
+
+    // The same with another secret, which the log explains.
+    let address = line.split_whitespace().last().unwrap();
+    let wrong = [("SHARED_SECRET", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")];
+    let refused = output(&["server-info", "--address", address], &wrong);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused.stderr).contains("does not accept the token"),
+        "{}",
+        text(&refused.stderr)
+    );
+
+    // A second one cannot take its place.
+    let second = output(&["serve"], &[("GRPC_ADDRESS", address.trim_start_matches("http://"))]);
+    assert_eq!(second.status.code(), Some(1));
+    let error = text(&second.stderr);
+    assert!(
+        error.lines().count() == 1 && error.contains("another process uses it"),
+        "{error}"
+    );
+
+    let secret = line.trim().split([' ', '=']).nth(1).unwrap().to_owned();
+    let (code, log) = serving.end("-TERM");
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("wrong key") && log.contains("all calls are done"), "{log}");
+    assert!(!log.contains(&secret), "the log shows the secret: {log}");
+}
+
+#[test]
+fn an_interrupt_is_an_orderly_end_too() {
+    let mut serving = Serving::start(&[("GRPC_ADDRESS", "127.0.0.1:0")]);
+    let mut first = String::new();
+    BufReader::new(serving.0.stdout.take().unwrap())
+        .read_line(&mut first)
+        .unwrap();
+    let (code, log) = serving.end("-INT");
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
+fn mistakes_are_told_all_at_once_a_line_each() {
+    let environment = [
+        ("GRPC_ADDRESS", ":5443"),
+        ("LOG_LEVEL", "loud"),
+        ("DATABROKER_HISTORY", "long"),
+    ];
+    let refused = output(&["serve", "--services=proxy"], &environment);
+    assert_eq!(refused.status.code(), Some(64));
+    let error = text(&refused.stderr);
+    let named: Vec<&str> = error.lines().map(|line| line.split_once(':').unwrap().0).collect();
+    assert_eq!(
+        named,
+        [
+            "GRPC_INSECURE",
+            "--services",
+            "SHARED_SECRET",
+            "DATABROKER_HISTORY",
+            "LOG_LEVEL"
+        ],
+        "{error}"
+    );
+}
+
+#[test]
+fn a_wrong_command_line_is_wrong_usage() {
+    for arguments in [
+        &["serve", "--nonsense"][..],
+        &["nonsense"],
+        &[],
+        &["serve", "--shared-secret=x"],
+    ] {
+        let refused = output(arguments, &[]);
+        assert_eq!(
+            refused.status.code(),
+            Some(64),
+            "{arguments:?}: {}",
+            text(&refused.stderr)
+        );
+    }
+    for arguments in [&["--help"][..], &["--version"], &["serve", "--help"]] {
+        assert_eq!(output(arguments, &[]).status.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_started_is_told_in_one_line() {
+    for (name, value, part) in [
+        (
+            "DATABROKER_STORAGE_TYPE",
+            "./does-not-exist.wasm",
+            "does-not-exist.wasm",
+        ),
+        ("DATABROKER_STORAGE_CONNECTION_STRING", "nonsense://", "memory"),
+        (
+            "DATABROKER_RECORD_DESCRIPTORS",
+            "/does/not/exist",
+            "DATABROKER_RECORD_DESCRIPTORS",
+        ),
+        ("DATABROKER_RECORD_DESCRIPTORS", PROGRAM, "protobuf"),
+        ("GRPC_ADDRESS", "192.0.2.1:5443", "does not have the address"),
+    ] {
+        let secret = ("SHARED_SECRET", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        let environment = [
+            ("LOG_LEVEL", "off"),
+            ("GRPC_INSECURE", "true"),
+            secret,
+            ("GRPC_ADDRESS", "127.0.0.1:0"),
+            (name, value),
+        ];
+        let failed = output(&["serve"], &environment);
+        let error = text(&failed.stderr);
+        assert_eq!(failed.status.code(), Some(1), "{name}={value}: {error}");
+        assert!(
+            error.lines().count() == 1 && error.contains(part),
+            "{name}={value}: {error}"
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! Finds records by the value of a field.
+//!
+//! The postings of a field are one ordered set of value and id: the ids of one value come out in the order of a scan,
+//! so a look-up pages like one. They hold ids rather than records: a write that leaves the field as it was, which is
+//! nearly every write, does not touch them.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::budget::{ALLOCATION, SHARED, bytes, ordered};
+use crate::network::{NetworkIndex, Prefix};
+
+/// Looks into record data, which is opaque to the store.
+pub trait Extract {
+    /// For each record's data and each path (field names joined by dots): the strings that a filter on that path
+    /// compares, and none where the field is not set, or where the type or the field is not known.
+    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Vec<Vec<String>>>;
+}
+
+impl<F: Fn(&[&[u8]], &[String]) -> Vec<Vec<Vec<String>>>> Extract for F {
+    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Vec<Vec<String>>> {
+        self(data, paths)
+    }
+}
+
+/// One indexed field of a type.
+#[derive(Debug)]
+pub(crate) struct FieldIndex {
+    /// Field names joined by dots.
+    pub path: String,
+    /// Tells the field from others that the type has or had.
+    pub number: u32,
+    /// False until the records that were there before the index are in it.
+    pub ready: bool,
+    postings: BTreeSet<(Arc<str>, Arc<str>)>,
+}
+
+impl FieldIndex {
+    pub fn new(path: String, number: u32) -> Self {
+        Self {
+            path,
+            number,
+            ready: false,
+            postings: BTreeSet::new(),
+        }
+    }
+
+    pub fn insert(&mut self, value: &Arc<str>, id: &Arc<str>) {
+        self.postings.insert((Arc::clone(value), Arc::clone(id)));
+    }
+
+    pub fn remove(&mut self, value: &Arc<str>, id: &Arc<str>) {
+        self.postings.remove(&(Arc::clone(value), Arc::clone(id)));
+    }
+
+    /// The ids of the records with this value after this id, ascending.
+    pub fn ids<'a>(&'a self, value: &'a str, after: Option<&str>) -> impl Iterator<Item = &'a Arc<str>> {
+        let start = (Arc::from(value), Arc::from(after.unwrap_or_default()));
+        let start = if after.is_some() {
+            Bound::Excluded(start)
+        } else {
+            Bound::Included(start)
+        };
+        self.postings
+            .range((start, Bound::Unbounded))
+            .take_while(move |(found, _)| **found == *value)
+            .map(|(_, id)| id)
+    }
+
+    /// The ids in the index, in no particular order; one may come several times.
+    pub fn all_ids(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.postings.iter().map(|(_, id)| id)
+    }
+}
+
+/// What the indexes hold of one record, so that they can let go of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Indexed {
+    pub network: Option<Prefix>,
+    /// Numbers of fields, with a value each; ascending and each once.
+    pub values: Vec<(u32, Arc<str>)>,
+}
+
+impl Indexed {
+    pub fn is_empty(&self) -> bool {
+        self.network.is_none() && self.values.is_empty()
+    }
+
+    /// What the record takes in the indexes and in this list.
+    pub fn cost(&self) -> u64 {
+        let network = if self.network.is_some() { NetworkIndex::COST } else { 0 };
+        let postings: u64 = self.values.iter().map(|(_, value)| posting_cost(value.len())).sum();
+        network + postings + bytes(size_of::<Self>()) + 2 * ALLOCATION
+    }
+}
+
+/// What one value takes: the value itself, its posting, and its place in `Indexed`.
+fn posting_cost(value_length: usize) -> u64 {
+    SHARED
+        + ALLOCATION
+        + bytes(value_length)
+        + ordered(size_of::<(Arc<str>, Arc<str>)>())
+        + bytes(size_of::<(u32, Arc<str>)>())
+}

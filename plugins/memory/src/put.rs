@@ -1,0 +1,259 @@
+//! Writing: each batch is looked through first and applied afterwards, so that a refused one leaves no trace.
+//!
+//! The look foresees what the batch comes to: the versions that its steps find, the bytes that it adds, and the bytes of
+//! the answer. What it lets through cannot fail any more.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::batch::{Batch, Change, Operation, Outcome, PutResult, Refusal};
+use crate::budget::bytes;
+use crate::entry::{Data, Entry, Timestamp, Version, put_cost};
+use crate::index::{Extract, Indexed};
+use crate::retention::INSTANCE_FULL;
+use crate::store::Store;
+use crate::table::Table;
+
+const TOO_MANY_DELETES: &str = "there is no room to return the last data of so many records at once: delete fewer in one \
+                                call";
+
+impl<D: Data> Store<D> {
+    /// Tombstones of more bytes than this are not returned from one put, whatever memory there is.
+    const LARGEST_ANSWER: u64 = 64 << 20;
+
+    /// Tombstones of fewer bytes than this are returned from a put without asking whether there is memory for them.
+    const SMALL_ANSWER: u64 = 4 << 20;
+
+    /// Applies batches, each of them whole or not at all, in their order.
+    ///
+    /// `has_room` says whether the memory around the store has so many bytes left, for the answer, on top of what it
+    /// needs for everything else. Where it has not, history is given up first; then batches that add are refused.
+    pub fn put(
+        &mut self,
+        batches: Vec<Batch<D>>,
+        now: Timestamp,
+        extract: &impl Extract,
+        has_room: &impl Fn(u64) -> bool,
+    ) -> PutResult<D> {
+        let mut extracted = self.extract(&batches, extract);
+        let mut answer_bytes = 0;
+        let results = batches.into_iter().zip(&mut extracted).map(|(batch, values)| {
+            let indexed = self.indexed(&batch, values);
+            let answer = self.check(&batch, &indexed, answer_bytes, has_room)?;
+            answer_bytes += answer;
+            Ok(self.apply(batch, indexed, now))
+        });
+        PutResult {
+            batches: results.collect(),
+            server_version: self.server_version,
+        }
+    }
+
+    /// For each batch the values of its steps' indexed fields; for a batch without any, nothing. One look for each type.
+    fn extract(&self, batches: &[Batch<D>], extract: &impl Extract) -> Vec<HashMap<usize, Vec<Vec<String>>>> {
+        let mut values: Vec<HashMap<usize, Vec<Vec<String>>>> = batches.iter().map(|_| HashMap::new()).collect();
+        if self.options.values().all(|options| options.indexable_fields.is_empty()) {
+            return values;
+        }
+        type Steps<'a> = (Vec<(usize, usize)>, Vec<&'a [u8]>);
+        let mut by_type: BTreeMap<&str, Steps<'_>> = BTreeMap::new();
+        for (batch_number, batch) in batches.iter().enumerate() {
+            for (step, change) in batch.iter().enumerate() {
+                if let Operation::Upsert { data: Some(data), .. } = &change.operation {
+                    let (places, datas) = by_type.entry(&change.record_type).or_default();
+                    places.push((batch_number, step));
+                    datas.push(data.as_ref());
+                }
+            }
+        }
+        for (record_type, (places, datas)) in by_type {
+            let paths = self.tables.get(record_type).map(Table::paths).unwrap_or_default();
+            if paths.is_empty() {
+                continue;
+            }
+            for ((batch, step), found) in places.into_iter().zip(extract.extract(&datas, &paths)) {
+                if let Some(values) = values.get_mut(batch) {
+                    values.insert(step, found);
+                }
+            }
+        }
+        values
+    }
+
+    fn indexed(&self, batch: &Batch<D>, values: &mut HashMap<usize, Vec<Vec<String>>>) -> Vec<Indexed> {
+        let of_step = |(step, change): (usize, &Change<D>)| {
+            let Operation::Upsert { network, .. } = &change.operation else {
+                return Indexed::default();
+            };
+            match values.remove(&step) {
+                Some(values) => match self.tables.get(change.record_type.as_str()) {
+                    Some(table) => table.indexed(*network, values),
+                    None => Indexed::default(),
+                },
+                None => Indexed {
+                    network: *network,
+                    values: Vec::new(),
+                },
+            }
+        };
+        batch.iter().enumerate().map(of_step).collect()
+    }
+
+    /// Says whether a batch can be applied; after that it cannot fail. Returns the bytes of the tombstones that it will
+    /// leave. Changes nothing, but may prune the log.
+    fn check(
+        &mut self,
+        batch: &Batch<D>,
+        indexed: &[Indexed],
+        answer_before: u64,
+        has_room: &impl Fn(u64) -> bool,
+    ) -> Result<u64, Refusal> {
+        let foreseen = self.foresee(batch, indexed)?;
+        if foreseen.adds && foreseen.growth > 0 {
+            let live = self
+                .usage
+                .live()
+                .saturating_add(u64::try_from(foreseen.growth).unwrap_or(0));
+            if live > self.budget.live_limit() {
+                return Err(Refusal::Exhausted(self.no_room()));
+            }
+        }
+        let answer = answer_before + foreseen.answer;
+        if answer > Self::LARGEST_ANSWER {
+            return Err(Refusal::Exhausted(TOO_MANY_DELETES.to_owned()));
+        }
+        let is_harmless = (!foreseen.adds || foreseen.growth <= 0) && answer <= Self::SMALL_ANSWER;
+        while !is_harmless && !has_room(answer) {
+            if !self.give_up_history() {
+                let text = if foreseen.adds { INSTANCE_FULL } else { TOO_MANY_DELETES };
+                return Err(Refusal::Exhausted(text.to_owned()));
+            }
+        }
+        if !self.reserve(batch) {
+            return Err(Refusal::Exhausted(
+                "there is no memory to lengthen the change log: put fewer records at once".to_owned(),
+            ));
+        }
+        Ok(foreseen.answer)
+    }
+
+    /// Walks through a batch without applying it, each step finding what those before it would have left.
+    fn foresee(&self, batch: &Batch<D>, indexed: &[Indexed]) -> Result<Foreseen, Refusal> {
+        let mut foreseen = Foreseen::default();
+        let mut touched: HashMap<(&str, &str), Option<Live>> = HashMap::new();
+        let mut new_types = HashSet::new();
+        let mut version = self.latest_version;
+        for (step, (change, indexed)) in batch.iter().zip(indexed).enumerate() {
+            let key = (change.record_type.as_str(), change.id.as_str());
+            let table = self.tables.get(key.0);
+            let stored = || {
+                let (entry, cost) = table?.cost(key.1)?;
+                Some(Live {
+                    version: entry.version(),
+                    size: entry.size(),
+                    cost,
+                })
+            };
+            let live = touched.get(&key).copied().unwrap_or_else(stored);
+            if change
+                .expected
+                .is_some_and(|expected| expected != live.map_or(0, |live| live.version))
+            {
+                return Err(Refusal::Conflict(step));
+            }
+            let after = match &change.operation {
+                Operation::Upsert { data, .. } => {
+                    let length = data.as_ref().map(|data| data.as_ref().len());
+                    let indexed = if indexed.is_empty() { 0 } else { indexed.cost() };
+                    if table.is_none() && new_types.insert(key.0) {
+                        foreseen.growth += signed(Table::<D>::fixed_cost(key.0));
+                    }
+                    foreseen.adds = true;
+                    Some(Live {
+                        version: version + 1,
+                        size: bytes(key.0.len() + key.1.len() + length.unwrap_or(0)),
+                        cost: Table::<D>::record_cost(put_cost::<D>(key.1.len(), length), indexed),
+                    })
+                }
+                Operation::Delete => {
+                    foreseen.answer += live.map_or(0, |live| live.size);
+                    None
+                }
+            };
+            if live.is_some() || after.is_some() {
+                version += 1;
+            }
+            foreseen.growth += signed(after.map_or(0, |live| live.cost)) - signed(live.map_or(0, |live| live.cost));
+            if batch.len() > 1 {
+                touched.insert(key, after);
+            }
+        }
+        Ok(foreseen)
+    }
+
+    fn apply(&mut self, batch: Batch<D>, indexed: Vec<Indexed>, now: Timestamp) -> Vec<Outcome<D>> {
+        let apply_step = |(change, indexed): (Change<D>, Indexed)| match change.operation {
+            Operation::Upsert { data, .. } => {
+                let version = self.latest_version + 1;
+                let table = self.table(&change.record_type);
+                let entry = table.upsert(version, now, change.id, data, indexed);
+                self.append(entry);
+                Outcome::Stored(version)
+            }
+            Operation::Delete => match self.remove(&change.record_type, &change.id, now) {
+                Some(tombstone) => Outcome::Deleted(tombstone),
+                None => Outcome::Missing,
+            },
+        };
+        batch.into_iter().zip(indexed).map(apply_step).collect()
+    }
+
+    pub(crate) fn remove(&mut self, record_type: &str, id: &str, now: Timestamp) -> Option<Arc<Entry<D>>> {
+        let version = self.latest_version + 1;
+        let tombstone = self.tables.get_mut(record_type)?.remove(version, now, id)?;
+        self.append(Arc::clone(&tombstone));
+        Some(tombstone)
+    }
+
+    /// Makes room in the queues of the log for each step of a batch; false where there is no memory for it.
+    fn reserve(&mut self, batch: &Batch<D>) -> bool {
+        let mut of_types: HashMap<&str, usize> = HashMap::new();
+        if let [change] = batch.as_slice() {
+            of_types.insert(&change.record_type, 1);
+        } else {
+            for change in batch {
+                *of_types.entry(&change.record_type).or_default() += 1;
+            }
+        }
+        self.log.reserve(batch.len())
+            && of_types
+                .into_iter()
+                .all(|(record_type, steps)| match self.tables.get_mut(record_type) {
+                    Some(table) => table.log.reserve(steps),
+                    None => true,
+                })
+    }
+}
+
+/// What a batch will come to.
+#[derive(Debug, Default)]
+struct Foreseen {
+    /// True if any step writes a record.
+    adds: bool,
+    /// By how many bytes the live records and their indexes grow.
+    growth: i64,
+    /// Bytes of the tombstones that go into the answer.
+    answer: u64,
+}
+
+/// A live record, as a batch finds it or leaves it.
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    version: Version,
+    size: u64,
+    cost: u64,
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
