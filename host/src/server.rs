@@ -5,27 +5,34 @@
 //! 1. health says NOT_SERVING, so that nobody new is sent here;
 //! 2. the broker ends all streams and refuses new calls, both with UNAVAILABLE, finishes the writes that wait and closes the
 //!    backend;
-//! 3. connections are told to go away, and close once the calls on them have sent their trailers.
+//! 3. calls that wait for their clients are ended with UNAVAILABLE, too, and connections are told to go away;
+//! 4. once no call is open any more, connections have a moment to close; those that do not are dropped.
 //!
-//! All of it has a grace period; what is not done by then is broken off.
+//! All of it has a grace period, which only a client that does not take its answers can use up; what is not done by then is
+//! broken off. A further signal breaks it off at once.
+//!
+//! A store whose plugin has stopped will not answer again. Then the server ends with an error, in the same order, so that
+//! whatever supervises the process starts a new one.
 
-use std::io;
-use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, lookup_host};
-use tokio::sync::oneshot;
+use futures::future::Either;
+use futures::stream::{Stream, StreamExt as _};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio_rustls::{TlsAcceptor, rustls};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::broker::Broker;
+use crate::connections::{self, OpenConnections};
 use crate::grpc;
 use crate::grpc::auth::Guard;
 use crate::grpc::call::CallLayer;
 use crate::grpc::health::{Reporter, State};
-use crate::settings::{Address, SharedSecret};
+use crate::grpc::open_calls::OpenCalls;
+use crate::telemetry::Instruments;
 
 /// Flow control: how far a client may be ahead on one stream, and on one connection, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -46,33 +53,28 @@ const PENDING_RESETS: usize = 256;
 const PING_INTERVAL: Duration = Duration::from_secs(5 * 60);
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// When the kernel begins to ask the same, and how often it then does.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
-
-/// The kernel's queue of connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
+/// How long connections without calls have to take what was written to them and to close.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What callers prove themselves with.
-    pub shared_secret: SharedSecret,
-    /// How long a shutdown may take.
-    pub grace_period: Duration,
+    /// Who may call.
+    pub guard: Guard,
+    /// How long a shutdown may take, as it is set when that begins.
+    pub grace_period: watch::Receiver<Duration>,
+    /// What connections are encrypted with; none for plain ones.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Where it counts the calls that are open, for whoever wants to know.
+    pub calls: OpenCalls,
+    /// What is told of calls and connections, and of whether they are served.
+    pub instruments: Instruments,
 }
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {}", listen_advice(.error))]
-    Listen {
-        /// The address as it was configured.
-        address: String,
-        /// What the operating system says.
-        error: io::Error,
-    },
     /// The services cannot be put together.
     #[error("cannot describe the services for reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -82,97 +84,40 @@ pub enum ServerError {
     /// The backend did not close in order.
     #[error("closing the store failed: {0}; what was acknowledged may not be safe")]
     Close(#[from] crate::broker::BrokerError),
+    /// The storage plugin is gone.
+    #[error("the storage plugin has stopped: {0}; the log says more, and a restart opens the store again")]
+    Stopped(String),
     /// The grace period ran out.
     #[error("calls were broken off: they were not done {0:?} after the shutdown began")]
     Grace(Duration),
+    /// A second signal came.
+    #[error("the shutdown was broken off by a second signal")]
+    BrokenOff,
 }
 
-fn listen_advice(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "another process uses it: stop that one or set another GRPC_ADDRESS".to_owned(),
-        io::ErrorKind::PermissionDenied => {
-            "not permitted: ports below 1024 need CAP_NET_BIND_SERVICE; set another GRPC_ADDRESS or grant it".to_owned()
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            "this machine does not have the address: set another GRPC_ADDRESS".to_owned()
-        }
-        _ => error.to_string(),
-    }
-}
-
-/// Listens on an address: without a host on all addresses of this machine, IPv6 and IPv4 alike.
+/// Serves until the first of the signals, and then until all is done or the next of them; see the head of this file.
 ///
 /// # Errors
 ///
-/// [`ServerError::Listen`].
-pub async fn listen(address: &Address) -> Result<TcpListener, ServerError> {
-    let listened = match address.host() {
-        "" => listen_everywhere(address.port()),
-        host => match lookup_host((host, address.port())).await {
-            Ok(found) => listen_on_any(found),
-            Err(error) => Err(error),
-        },
-    };
-    listened.map_err(|error| ServerError::Listen {
-        address: address.to_string(),
-        error,
-    })
-}
-
-fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
-    let both = bind(SocketAddr::from(([0; 16], port)));
-    match both {
-        // A kernel without IPv6.
-        Err(error) if error.kind() != io::ErrorKind::AddrInUse && error.kind() != io::ErrorKind::PermissionDenied => {
-            bind(SocketAddr::from(([0; 4], port)))
-        }
-        bound => bound,
-    }
-}
-
-fn listen_on_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpListener> {
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        match bind(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
-    // A restart does not wait for the connections of the process before to be forgotten.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Serves until the shutdown, and then until all is done; see the head of this file.
-///
-/// # Errors
-///
-/// [`ServerError`]; after a shutdown, if it was not an orderly one.
+/// [`ServerError`]; after a signal, if the shutdown was not an orderly one.
 pub async fn run(
     listener: TcpListener,
     broker: Arc<Broker>,
     config: Config,
-    shutdown: impl Future<Output = ()>,
+    signals: impl Stream<Item = ()>,
 ) -> Result<(), ServerError> {
+    let mut signals = pin!(signals);
     let (reporter, health) = Reporter::new();
     reporter.probe(&broker).await;
 
-    let routes = grpc::routes(&broker, &Guard::new(&config.shared_secret), health)?;
-    let incoming = TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .with_keepalive(Some(TCP_KEEPALIVE))
-        .with_keepalive_interval(Some(TCP_KEEPALIVE));
+    let Instruments { metrics, health: board } = config.instruments;
+    metrics.observe_broker(&broker);
+    let open = OpenConnections::default();
+    let observed = open.clone();
+    metrics.observe_connections(move || observed.count());
+    let routes = grpc::routes(&broker, &config.guard, health)?;
+    let incoming = connections::incoming(listener, config.tls.map(TlsAcceptor::from), open);
+    let calls = config.calls;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
@@ -182,37 +127,62 @@ pub async fn run(
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .layer(CallLayer)
+        .layer(CallLayer::new(calls.clone(), metrics))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, async {
             // The sender is dropped only with this function's future, which takes this one along.
             let _ = stopped.await;
         });
-    tokio::pin!(serving);
+    let mut serving = pin!(serving);
+    board.serving();
 
-    tokio::select! {
-        ended = &mut serving => return Ok(ended?),
-        () = reporter.follow(&broker) => {}
-        () = shutdown => {}
-    }
+    let failure = tokio::select! {
+        ended = &mut serving => {
+            broker.shutdown().await?;
+            return Ok(ended?);
+        }
+        cause = reporter.follow(&broker) => Some(cause),
+        _ = signals.next() => None,
+    };
 
-    tracing::info!(grace_period = ?config.grace_period, "shutting down");
+    let grace_period = *config.grace_period.borrow();
+    tracing::info!(failure, ?grace_period, "shutting down");
+    board.draining();
     reporter.set(State::NotServing);
     let drained = async {
         let closed = broker.shutdown().await;
-        reporter.set(State::Ended);
+        calls.end();
         // The other end is waited for below.
         let _ = stop.send(());
+        calls.none().await;
         closed
     };
-    let done = tokio::time::timeout(config.grace_period, async { tokio::join!(&mut serving, drained) });
-    match done.await {
-        Ok((served, closed)) => {
-            served?;
+    let done = async {
+        match futures::future::select(pin!(drained), &mut serving).await {
+            Either::Left((closed, serving)) => {
+                // Who has no call loses nothing where it does not close in time.
+                let _ = tokio::time::timeout(LINGER, serving).await;
+                closed
+            }
+            Either::Right((_, drained)) => drained.await,
+        }
+    };
+    let next_signal = async {
+        if signals.next().await.is_none() {
+            std::future::pending().await
+        }
+    };
+    let done = tokio::select! {
+        done = tokio::time::timeout(grace_period, done) => done,
+        () = next_signal => return Err(ServerError::BrokenOff),
+    };
+    match (failure, done) {
+        (Some(cause), _) => Err(ServerError::Stopped(cause)),
+        (None, Ok(closed)) => {
             closed?;
             tracing::info!("all calls are done");
             Ok(())
         }
-        Err(_) => Err(ServerError::Grace(config.grace_period)),
+        (None, Err(_)) => Err(ServerError::Grace(grace_period)),
     }
 }

@@ -59,7 +59,7 @@ class Store(exports.Store):
 
     @override
     async def put(self, batches: list[list[Change]], now: int) -> PutResult:
-        return PutResult(self.records.server_version, [self.records.put(batch, now) for batch in batches])
+        return PutResult(self.records.server_version, self.records.put(batches, now))
 
     @override
     async def get(self, keys: list[Key]) -> list[Record | None]:

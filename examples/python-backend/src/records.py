@@ -25,6 +25,9 @@ from ordered import Ordered
 # What a record costs besides its bytes, roughly: the objects and their places in the collections.
 OVERHEAD = 1024
 
+# The tombstones that one call of `put` answers with hold no more bytes than this: the host takes no larger answer.
+ANSWER_BYTES = 64 << 20
+
 # The tombstones of one eviction hold no more bytes than this, or are one. The request bounds their number alone.
 EVICTION_BYTES = 4 << 20
 
@@ -102,19 +105,53 @@ class Records:
         return Position(self.server_version, earliest, self.latest_version)
 
     def get(self, key: Key) -> Record | None:
-        table = self.tables.get(key.type)
-        entry = table.entries.get(key.id) if table else None
+        entry = self.entry(key)
         return entry.record if entry else None
+
+    def entry(self, key: Key) -> Entry | None:
+        table = self.tables.get(key.type)
+        return table.entries.get(key.id) if table else None
 
     # Writing
 
-    def put(self, batch: list[Change], now: int) -> Result[list[Outcome], Refusal]:
+    def put(self, batches: list[list[Change]], now: int) -> list[Result[list[Outcome], Refusal]]:
+        """Applies batches, each of them whole or not at all."""
+        results: list[Result[list[Outcome], Refusal]] = []
+        # A delete answers with the last data of its record, so a small call may ask for a very large answer.
+        room = ANSWER_BYTES
+        for batch in batches:
+            answer = self.tombstones_of(batch)
+            result = self.put_one(batch, now, answer <= room)
+            if isinstance(result, Ok):
+                room -= answer
+            results.append(result)
+        return results
+
+    def put_one(self, batch: list[Change], now: int, answer_fits: bool) -> Result[list[Outcome], Refusal]:
         """Applies a batch, all of it or nothing: every reason to refuse it is looked for before the first step is
         taken, so there is never anything to undo."""
-        refusal = self.conflict_in(batch) or self.make_room(batch)
+        refusal = self.conflict_in(batch)
+        if not refusal and not answer_fits:
+            refusal = Refusal_Exhausted("their last data is too much for one answer: delete fewer records at once")
+        refusal = refusal or self.make_room(batch)
         if refusal:
             return Err(refusal)
         return Ok([self.apply(change, now) for change in batch])
+
+    def tombstones_of(self, batch: list[Change]) -> int:
+        """The bytes of the tombstones that a batch will leave."""
+        left: dict[tuple[str, str], int] = {}
+        tombstones = 0
+        for change in batch:
+            key = change.key
+            name = (key.type, key.id)
+            if isinstance(change.operation, Operation_Upsert):
+                left[name] = size(key.type, key.id, change.operation.value.data)
+                continue
+            entry = self.entry(key)
+            tombstones += left.get(name, entry.size if entry else 0)
+            left[name] = 0
+        return tombstones
 
     def conflict_in(self, batch: list[Change]) -> Refusal | None:
         """Compares the expected versions with what the steps before each will have left, without taking any."""

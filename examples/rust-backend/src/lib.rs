@@ -7,7 +7,8 @@
 //! to see to both by other means.
 //!
 //! The host checks all that comes back and stops an instance that panics; whatever it held in memory is then gone. So
-//! nothing here panics: no `unwrap`, no index, and no more memory than the store allows itself.
+//! nothing here panics: no `unwrap`, no index, no more memory than the store allows itself and no larger answer than the
+//! host takes. (Pages and evictions are bounded, the host asks for 16 records at once, and `put` counts its tombstones.)
 
 mod store;
 
@@ -82,9 +83,16 @@ impl Guest for Backend {
     }
 
     async fn put(batches: Vec<Vec<Change>>, now: Timestamp) -> Result<PutResult, Error> {
-        with_store(|store| PutResult {
-            server_version: store.position().server_version,
-            batches: batches.into_iter().map(|batch| store.put(batch, now)).collect(),
+        with_store(|store| {
+            // A delete answers with the last data of its record, so a small call may ask for a very large answer.
+            let mut room = store::ANSWER_BYTES;
+            PutResult {
+                server_version: store.position().server_version,
+                batches: batches
+                    .into_iter()
+                    .map(|batch| store.put(batch, now, &mut room))
+                    .collect(),
+            }
         })
     }
 

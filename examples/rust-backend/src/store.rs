@@ -13,6 +13,9 @@ use crate::bindings::exports::databroker::storage::store::{
 /// What a record costs besides its bytes, roughly: names in several maps and the maps themselves.
 const OVERHEAD: u64 = 512;
 
+/// The tombstones that one call of `put` answers with hold no more bytes than this: the host takes no larger answer.
+pub const ANSWER_BYTES: u64 = 64 << 20;
+
 /// The tombstones of one eviction hold no more bytes than this, or are one. The request bounds their number alone.
 const EVICTION_BYTES: u64 = 4 << 20;
 
@@ -82,10 +85,15 @@ impl Store {
     }
 
     /// Applies a batch, all of it or nothing: every reason to refuse it is looked for before the first step is taken,
-    /// so there is never anything to undo.
-    pub fn put(&mut self, batch: Vec<Change>, now: Timestamp) -> BatchResult {
-        self.check(&batch)?;
+    /// so there is never anything to undo. `room` is what the tombstones of the call may come to yet.
+    pub fn put(&mut self, batch: Vec<Change>, now: Timestamp, room: &mut u64) -> BatchResult {
+        let answer = self.check(&batch)?;
+        let left = room.checked_sub(answer).ok_or_else(|| {
+            let why = "their last data is too much for one answer: delete fewer records at once";
+            Refusal::Exhausted(why.into())
+        })?;
         self.make_room(&batch)?;
+        *room = left;
         let mut apply = |change: Change| match change.operation {
             Operation::Upsert(content) => Outcome::Stored(self.upsert(change.key, content.data, now)),
             Operation::Delete => match self.remove(&change.key, now) {
@@ -96,34 +104,42 @@ impl Store {
         Ok(batch.into_iter().map(&mut apply).collect())
     }
 
-    /// Compares the expected versions with what the steps before each will have left, without taking any.
-    fn check(&self, batch: &[Change]) -> Result<(), Refusal> {
+    /// Compares the expected versions with what the steps before each will have left, without taking any. Returns the bytes
+    /// of the tombstones that the batch will leave.
+    fn check(&self, batch: &[Change]) -> Result<u64, Refusal> {
         let mut next_version = self.latest_version;
-        let mut left: HashMap<(&str, &str), Version> = HashMap::new();
+        let mut tombstones = 0;
+        let mut left: HashMap<(&str, &str), (Version, u64)> = HashMap::new();
         for (index, change) in (0..).zip(batch) {
-            let stored = || self.get(&change.key).map_or(0, |record| record.version);
-            let version = left.entry((&change.key.type_, &change.key.id)).or_insert_with(stored);
+            let Key { type_, id } = &change.key;
+            let stored = || {
+                let record = self.get(&change.key);
+                record.map_or((0, 0), |record| (record.version, size_of_record(record)))
+            };
+            let (version, bytes) = left.entry((type_.as_str(), id.as_str())).or_insert_with(stored);
             if change.expected.is_some_and(|expected| expected != *version) {
                 return Err(Refusal::Conflict(index));
             }
-            match change.operation {
-                Operation::Upsert(_) => {
+            match &change.operation {
+                Operation::Upsert(content) => {
                     next_version += 1;
                     *version = next_version;
+                    *bytes = size(type_, id, content.data.as_deref());
                 }
                 Operation::Delete if *version != 0 => {
                     next_version += 1;
                     *version = 0;
+                    tombstones += *bytes;
                 }
                 Operation::Delete => {}
             }
         }
-        Ok(())
+        Ok(tombstones)
     }
 
     /// Gives up the oldest changes until a batch fits, or refuses it where live records alone leave no room. A failed
     /// allocation would end the instance and all that it holds. A batch of deletes is never refused, since it is the way
-    /// out of a full store.
+    /// out of a full store: what a record cost as a live one, its tombstone costs in the log.
     fn make_room(&mut self, batch: &[Change]) -> Result<(), Refusal> {
         let cost_of = |change: &Change| match &change.operation {
             Operation::Upsert(content) => 2 * cost(size(&change.key.type_, &change.key.id, content.data.as_deref())),

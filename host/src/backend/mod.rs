@@ -84,6 +84,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Says what the store holds, for metrics and logs.
     async fn measure(&self) -> Result<Statistics, BackendError>;
+
+    /// Says what runs the store and what that takes, for metrics and health. It asks nobody, so that it answers at once.
+    fn runtime(&self) -> Runtime {
+        Runtime::default()
+    }
 }
 
 /// Why a call failed. The texts are for the operator, free of secrets and of record data.
@@ -96,8 +101,8 @@ pub enum BackendError {
     /// The store cannot be reached, or the outcome of a write is not known.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// The store is full; nothing was changed.
-    #[error("the store is full: {0}")]
+    /// The store is full, and nothing was changed; or what was asked for does not fit into one answer.
+    #[error("there is no room: {0}")]
     Exhausted(String),
     /// The store takes no writes at present.
     #[error("the store is read-only: {0}")]
@@ -114,6 +119,9 @@ pub enum BackendError {
     /// The plugin's instance trapped or was stopped while the call was under way; the outcome of a write is not known.
     #[error("the storage plugin stopped: {0}")]
     Stopped(String),
+    /// The store is closed already: the process goes down.
+    #[error("the store is closed")]
+    Closed,
 }
 
 /// A server version to take instead of another: random, never 0, and within 32 bits as Pomerium's own on Postgres are.
@@ -368,6 +376,30 @@ pub struct TypeStatistics {
     pub records: u64,
     /// Bytes of their types, ids and data.
     pub bytes: u64,
+}
+
+/// What runs a store, and what that takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runtime {
+    /// The plugin; none for a store within the host.
+    pub plugin: Option<PluginIdentity>,
+    /// Bytes of memory that its instance has.
+    pub memory_bytes: u64,
+    /// Lines that it logged and that were left out, since there were too many.
+    pub log_lines_dropped: u64,
+    /// How often a new instance took the place of one that had stopped.
+    pub restarts: u64,
+}
+
+/// Which plugin it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PluginIdentity {
+    /// That of the built-in plugin, or the file's without its ending.
+    pub name: String,
+    /// SHA-256 of the component, in hexadecimal.
+    pub digest: String,
+    /// The world that it is built for, with its version.
+    pub world: String,
 }
 
 /// What a store holds.

@@ -307,8 +307,8 @@ impl Backend for Native {
 }
 
 impl memory::Extract for Descriptors {
-    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Vec<Vec<String>>> {
-        let of_record = |data: &&[u8]| paths.iter().map(|path| self.values(data, path)).collect();
+    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Option<memory::Values>> {
+        let of_record = |data: &&[u8]| Some(paths.iter().map(|path| self.values(data, path)).collect());
         data.iter().map(of_record).collect()
     }
 }

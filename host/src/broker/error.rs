@@ -33,10 +33,23 @@ pub enum BrokerError {
     /// The records of an answer are too many; the most bytes there may be.
     #[error("the answer would have more than {0} bytes: ask for less at a time")]
     AnswerTooLarge(usize),
+    /// One record alone is too much work for the query's filter.
+    #[error("the query is too much work for the record {0:?}: use fewer parts or fewer values to compare with")]
+    QueryTooCostly(String),
     /// The process is going down.
     #[error("the databroker is shutting down")]
     ShuttingDown,
     /// The backend failed.
     #[error(transparent)]
-    Backend(#[from] BackendError),
+    Backend(BackendError),
+}
+
+impl From<BackendError> for BrokerError {
+    fn from(error: BackendError) -> Self {
+        match error {
+            // The call was under way when the process went down.
+            BackendError::Closed => Self::ShuttingDown,
+            error => Self::Backend(error),
+        }
+    }
 }

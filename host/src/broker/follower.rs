@@ -1,6 +1,7 @@
 //! Follows a shared store: what other hosts write reaches the hub by reading the change log, in the log's order.
 //!
-//! An exclusive store has no need of this: its hub is fed from the results of the writer's own calls.
+//! An exclusive store has no need of this: its hub is fed from the results of the writer's own calls. Only where the writer
+//! does not know what came of a call does it read the log in the same way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,13 +38,8 @@ pub struct Follower {
 impl Follower {
     /// Follows until the task is aborted. Failures are logged and tried again for as long as it takes.
     pub async fn run(self) {
-        let (server_version, latest_version) = self.hub.position();
-        // The revisions of options and services are unknown yet, so the first look reads both.
-        let mut seen = Observed {
-            server_version,
-            latest_version,
-            ..Observed::default()
-        };
+        // What was seen when the store was opened is unknown, so the first look reads everything.
+        let mut seen = None;
         let mut pause = SHORTEST_PAUSE;
         loop {
             match self.step(&mut seen).await {
@@ -57,54 +53,67 @@ impl Follower {
         }
     }
 
-    async fn step(&self, seen: &mut Observed) -> Result<(), BackendError> {
-        let now = self.backend.wait(*seen).await?;
-        if now.options_revision != seen.options_revision || now.server_version != seen.server_version {
+    async fn step(&self, seen: &mut Option<Observed>) -> Result<(), BackendError> {
+        // No store has server version 0, so the first wait ends at once.
+        let now = self.backend.wait(seen.unwrap_or_default()).await?;
+        let is_new = |part: fn(&Observed) -> u64| seen.as_ref().is_none_or(|seen| part(seen) != part(&now));
+        if is_new(|observed| observed.options_revision) || is_new(|observed| observed.server_version) {
             self.options.replace(self.backend.list_options().await?);
             self.hub.options_changed();
-            seen.options_revision = now.options_revision;
         }
-        if now.services_revision != seen.services_revision {
+        if is_new(|observed| observed.services_revision) {
             self.services.send_replace(());
-            seen.services_revision = now.services_revision;
         }
-        self.read_changes().await?;
-        (seen.server_version, seen.latest_version) = self.hub.position();
+        catch_up(&*self.backend, &self.hub).await?;
+        let (server_version, latest_version) = self.hub.position();
+        *seen = Some(Observed {
+            server_version,
+            latest_version,
+            ..now
+        });
         Ok(())
     }
+}
 
-    async fn read_changes(&self) -> Result<(), BackendError> {
-        loop {
-            let (server_version, latest_version) = self.hub.position();
-            let request = ChangesRequest {
-                after: latest_version,
-                record_type: None,
-                bounds: PAGE,
-            };
-            let page = match self.backend.changes(request).await {
-                Ok(page) => page,
-                // Too far behind: the streams find out for themselves what they can still read.
-                Err(BackendError::Pruned(_)) => {
-                    self.hub.reset(self.backend.current().await?);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            if page.position.server_version != server_version {
-                self.hub.reset(page.position);
+/// Brings the hub up to the store's newest change, by reading the change log from where the hub stands.
+///
+/// # Errors
+///
+/// The backend's; and where the hub would have to begin again a second time, so that a store which always says that it was
+/// pruned or cleared does not keep the host busy.
+pub async fn catch_up(backend: &dyn Backend, hub: &Hub) -> Result<(), BackendError> {
+    let mut began_again = false;
+    loop {
+        let (server_version, latest_version) = hub.position();
+        let request = ChangesRequest {
+            after: latest_version,
+            record_type: None,
+            bounds: PAGE,
+        };
+        let page = match backend.changes(request).await {
+            Ok(page) => page,
+            // Too far behind: the streams find out for themselves what they can still read.
+            Err(BackendError::Pruned(_)) if !began_again => {
+                hub.reset(backend.current().await?);
+                began_again = true;
                 continue;
             }
-            let through = page.through;
-            self.hub.publish(
-                page.records
-                    .into_iter()
-                    .map(|record| Arc::new(Change::new(record)))
-                    .collect(),
-                through,
-            );
-            if through >= page.position.latest_version || through <= latest_version {
-                return Ok(());
+            Err(error) => return Err(error),
+        };
+        if page.position.server_version != server_version {
+            if began_again {
+                let why = "the store was cleared more than once while its change log was read";
+                return Err(BackendError::Unavailable(why.to_owned()));
             }
+            hub.reset(page.position);
+            began_again = true;
+            continue;
+        }
+        let through = page.through;
+        let changes = page.records.into_iter().map(|record| Arc::new(Change::new(record)));
+        hub.publish(changes.collect(), through);
+        if through >= page.position.latest_version || through <= latest_version {
+            return Ok(());
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What is the same for every backend: the semantics of the protocol, in plain Rust.
 //!
-//! Reads go straight to the backend. Whatever changes records, the change log or options goes through the one `writer`, which joins the callers
-//! that wait and feeds the `hub`, from which the streams in `sync` read. Where other hosts write to the same store, the
-//! `follower` feeds the hub instead. `retention` removes what is old.
+//! Reads go straight to the backend. Whatever changes records, the change log or options goes through the one `writer`,
+//! which joins the callers that wait and feeds the `hub`, from which the streams in `sync` read. Where other hosts write to
+//! the same store, the `follower` feeds the hub instead. `retention` removes what is old.
 //!
 //! Neither protobuf messages nor WIT types come in here, and nothing is kept here but copies: the recent changes in the hub
 //! and the options.
 
+mod closing;
 mod error;
 mod follower;
 mod hub;
@@ -29,6 +30,7 @@ use tokio::task::JoinHandle;
 
 pub use error::BrokerError;
 
+use self::closing::Closing;
 use self::follower::Follower;
 use self::hub::Hub;
 use self::options::OptionsTable;
@@ -72,8 +74,8 @@ impl Default for Config {
 /// user's sessions in order to revoke them must not get some of them.
 const ANSWER_BYTES: usize = 4 << 20;
 
-/// Most keys that one call of the backend reads.
-const GET_KEYS: usize = 512;
+/// Most keys that one call of the backend reads: so many of the largest records, 64 MiB, are held at once.
+const GET_KEYS: usize = 16;
 
 /// A record to write, delete or patch.
 #[derive(Clone, Debug)]
@@ -118,8 +120,10 @@ pub struct QueryPage {
     pub records: Vec<Record>,
     /// The number of all matches.
     pub total: u64,
-    /// Where the store stood when the query began.
-    pub position: Position,
+    /// The server version when the query began.
+    pub server_version: u64,
+    /// The newest change then.
+    pub latest_version: Version,
 }
 
 /// Where a Sync begins.
@@ -174,6 +178,19 @@ pub enum SyncLatestItem {
     Position(Position),
 }
 
+/// Numbers for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// The newest change that streams were told of.
+    pub latest_version: Version,
+    /// Bytes of the recent changes that the hub holds.
+    pub hub_bytes: u64,
+    /// How many they are.
+    pub hub_changes: u64,
+    /// How many versions the oldest change that a Sync stream has yet to send is behind the newest.
+    pub lag_versions: u64,
+}
+
 /// The broker: one per process, shared by all calls.
 pub struct Broker {
     backend: Arc<dyn Backend>,
@@ -199,6 +216,7 @@ impl Broker {
         config: Config,
         descriptors: Arc<Descriptors>,
     ) -> Result<Arc<Self>, BrokerError> {
+        let backend: Arc<dyn Backend> = Arc::new(Closing::new(backend));
         let clock = config.clock;
         let hub = Arc::new(Hub::new(info.position, config.hub_bytes));
         let options = Arc::new(OptionsTable::default());
@@ -262,7 +280,7 @@ impl Broker {
     pub async fn put(&self, writes: Vec<Write>) -> Result<Written, BrokerError> {
         self.refuse_after_shutdown()?;
         if writes.is_empty() {
-            let server_version = self.position().await?.server_version;
+            let (server_version, _) = self.position().await?;
             return Ok(Written {
                 server_version,
                 records: Vec::new(),
@@ -338,15 +356,14 @@ impl Broker {
     /// Reads a type's options.
     pub async fn get_options(&self, record_type: String) -> Result<Options, BrokerError> {
         self.refuse_after_shutdown()?;
-        if record_type.is_empty() {
-            return Err(BrokerError::InvalidArgument("options req type is empty".to_owned()));
-        }
+        refuse_empty_type(&record_type)?;
         self.options.get(&record_type).ok_or(BrokerError::OptionsNotFound)
     }
 
     /// Replaces a type's options; returns them as they are kept.
     pub async fn set_options(&self, record_type: String, options: Options) -> Result<Options, BrokerError> {
         self.refuse_after_shutdown()?;
+        refuse_empty_type(&record_type)?;
         self.writer.set_options(record_type, Some(options.clone())).await?;
         Ok(options)
     }
@@ -409,6 +426,11 @@ impl Broker {
         self.registry.clone().watch(kinds).await
     }
 
+    /// Numbers for metrics; asks nobody.
+    pub fn figures(&self) -> Figures {
+        self.hub.figures()
+    }
+
     /// Says whether the backend answers.
     pub async fn health(&self) -> Result<(), BrokerError> {
         self.refuse_after_shutdown()?;
@@ -416,7 +438,7 @@ impl Broker {
     }
 
     /// Ends all streams with `ShuttingDown`, refuses new calls with the same, and closes the backend once the writes that
-    /// wait are done.
+    /// wait are done and the reads under way have their answers. What a call reads after that fails with `ShuttingDown`, too.
     pub async fn shutdown(&self) -> Result<(), BrokerError> {
         self.hub.end();
         self.registry.changed.send_replace(());
@@ -426,11 +448,11 @@ impl Broker {
         self.writer.close().await
     }
 
-    /// Reads records by key, however many: one answer per key, in their order. Where they are too large for one answer of
-    /// the backend, in smaller parts.
+    /// Reads records by key, [`GET_KEYS`] at most: one answer per key, in their order. Where they are too large for one
+    /// answer of the backend, in smaller parts.
     async fn get_all(&self, keys: Vec<Key>) -> Result<Vec<Option<Record>>, BrokerError> {
         let mut records = Vec::with_capacity(keys.len());
-        let mut parts: Vec<&[Key]> = keys.chunks(GET_KEYS).rev().collect();
+        let mut parts: Vec<&[Key]> = vec![&keys];
         while let Some(part) = parts.pop() {
             match self.backend.get(part.to_vec()).await {
                 Ok(found) => records.extend(found),
@@ -460,17 +482,13 @@ impl Broker {
         }
     }
 
-    /// Where the store stands; without a call where only this host writes to it.
-    async fn position(&self) -> Result<Position, BrokerError> {
-        if self.shared {
-            return Ok(self.backend.current().await?);
+    /// The server version and the newest change; without a call where only this host writes to the store.
+    async fn position(&self) -> Result<(u64, Version), BrokerError> {
+        if self.shared || self.hub.in_doubt() {
+            let position = self.backend.current().await?;
+            return Ok((position.server_version, position.latest_version));
         }
-        let (server_version, latest_version) = self.hub.position();
-        Ok(Position {
-            server_version,
-            earliest_version: 0,
-            latest_version,
-        })
+        Ok(self.hub.position())
     }
 
     /// The step that carries out a write.
@@ -526,6 +544,14 @@ impl Broker {
             records,
         }
     }
+}
+
+/// Options belong to a type that is named; who asks without one has left it out.
+fn refuse_empty_type(record_type: &str) -> Result<(), BrokerError> {
+    if record_type.is_empty() {
+        return Err(BrokerError::InvalidArgument("options req type is empty".to_owned()));
+    }
+    Ok(())
 }
 
 impl Drop for Broker {

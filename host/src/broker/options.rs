@@ -41,9 +41,9 @@ impl OptionsTable {
     }
 }
 
-/// The options that Pomerium counts on, by type. They are set at start, after a Clear and at each clean: all of them where a type has no
-/// options, else the fields that are missing. What an operator has set for these types stays, unlike with Pomerium's own
-/// server, which overwrites it at every start.
+/// The options that Pomerium counts on, by type. They are set at start, after a Clear and at each clean: all of them where
+/// a type has no options, else the fields that are missing. What an operator has set for these types stays, unlike with
+/// Pomerium's own server, which overwrites it at every start.
 pub fn missing_required(table: &BTreeMap<String, Options>) -> Vec<(String, Options)> {
     required()
         .into_iter()

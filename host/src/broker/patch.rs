@@ -10,10 +10,10 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::writer::PutError;
-use super::{ANSWER_BYTES, Broker, BrokerError, Write, Written};
+use super::{ANSWER_BYTES, Broker, BrokerError, GET_KEYS, Write, Written};
 use crate::backend::{BackendError, Batch};
 use crate::data::Mask;
-use crate::record::{Key, Version};
+use crate::record::{Key, Record, Version};
 
 /// The places to wait at; two records may share one.
 const PLACES: u64 = 256;
@@ -44,7 +44,7 @@ impl Patcher {
         for _ in 0..ATTEMPTS {
             let (batch, patched) = merge(broker, &writes, mask).await?;
             if batch.changes.is_empty() {
-                let server_version = broker.position().await?.server_version;
+                let (server_version, _) = broker.position().await?;
                 return Ok(Written {
                     server_version,
                     records: Vec::new(),
@@ -79,39 +79,70 @@ impl Patcher {
 }
 
 /// Reads the records and merges the writes into them: the batch to put, and the writes that found a record.
+///
+/// The records are read a few at a time and each once, however often the request names it: a small request may name many
+/// large ones, and no more of them may be held than the answer has room for.
 async fn merge(broker: &Broker, writes: &[Write], mask: &Mask) -> Result<(Batch, Vec<Write>), BrokerError> {
-    let keys: Vec<Key> = writes.iter().map(|write| write.key.clone()).collect();
-    let records = broker.get_all(keys).await?;
-    // What the earlier writes of this request have made of a record that it names more than once; none: deleted it.
-    let mut earlier: HashMap<&Key, Option<Bytes>> = HashMap::new();
+    // What this request has made so far of each record that it names; none: it is not there, or was deleted.
+    let mut merged: HashMap<&Key, Option<Bytes>> = HashMap::new();
     let mut batch = Batch::default();
     let mut bytes = 0;
     let mut patched = Vec::new();
-    for (write, record) in writes.iter().zip(records) {
-        let Some(record) = record else { continue };
-        let (existing, expected): (Option<Bytes>, Option<Version>) = match earlier.get(&write.key) {
-            Some(None) => continue,
-            Some(data) => (data.clone(), None),
-            None => (record.data, Some(record.version)),
-        };
-        let data = if write.delete {
-            None
-        } else {
-            let merged = broker
-                .descriptors
-                .merge(existing.as_deref(), write.data.as_deref(), mask)
-                .map_err(|error| BrokerError::Patch(error.to_string()))?;
-            Some(merged)
-        };
-        let change = broker.change(write, data.clone(), expected);
-        // The answer has the merged records, which may be far larger than the request.
-        bytes += change.size() + OVERHEAD_BYTES;
-        if bytes > ANSWER_BYTES {
-            return Err(BrokerError::AnswerTooLarge(ANSWER_BYTES));
+    for part in writes.chunks(GET_KEYS) {
+        let mut found = read(broker, part, &merged).await?;
+        for write in part {
+            let (existing, expected): (Option<Bytes>, Option<Version>) = match merged.get(&write.key) {
+                Some(None) => continue,
+                Some(data) => (data.clone(), None),
+                None => match found.remove(&write.key) {
+                    Some(record) => (record.data, Some(record.version)),
+                    None => {
+                        merged.insert(&write.key, None);
+                        continue;
+                    }
+                },
+            };
+            let data = if write.delete {
+                None
+            } else {
+                let data = broker
+                    .descriptors
+                    .merge(existing.as_deref(), write.data.as_deref(), mask)
+                    .map_err(|error| BrokerError::Patch(error.to_string()))?;
+                Some(data)
+            };
+            let change = broker.change(write, data.clone(), expected);
+            // The answer has the merged records, which may be far larger than the request.
+            bytes += change.size() + OVERHEAD_BYTES;
+            if bytes > ANSWER_BYTES {
+                return Err(BrokerError::AnswerTooLarge(ANSWER_BYTES));
+            }
+            batch.changes.push(change);
+            merged.insert(&write.key, data);
+            patched.push(write.clone());
         }
-        batch.changes.push(change);
-        earlier.insert(&write.key, data);
-        patched.push(write.clone());
     }
     Ok((batch, patched))
+}
+
+/// The records that these writes name, but for those that were read before.
+async fn read(
+    broker: &Broker,
+    writes: &[Write],
+    before: &HashMap<&Key, Option<Bytes>>,
+) -> Result<HashMap<Key, Record>, BrokerError> {
+    let keys: BTreeSet<&Key> = writes
+        .iter()
+        .map(|write| &write.key)
+        .filter(|key| !before.contains_key(key))
+        .collect();
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let records = broker.get_all(keys.into_iter().cloned().collect()).await?;
+    Ok(records
+        .into_iter()
+        .flatten()
+        .map(|record| (record.key.clone(), record))
+        .collect())
 }

@@ -5,11 +5,12 @@
 //! the part asked for, is counted and dropped at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ANSWER_BYTES, Broker, BrokerError, Query, QueryPage};
+use super::{ANSWER_BYTES, Broker, BrokerError, GET_KEYS, Query, QueryPage};
 use crate::backend::{Hint, PageBounds, ScanRequest};
 use crate::data::{Needle, network};
-use crate::filter::{Filter, Lookup, Plan, Resolution};
+use crate::filter::{Effort, Filter, Lookup, MAX_SCANS, Plan, Resolution};
 use crate::record::{Key, Record};
 
 /// The bounds of the pages that are looked through.
@@ -17,10 +18,12 @@ const PAGE: PageBounds = PageBounds {
     records: 512,
     bytes: 1 << 20,
 };
-/// Most ids that are looked up at once: of the largest records, so many are held.
-const IDS: usize = 32;
 /// Most bytes of records that are held to unite several look-ups.
 const HELD_BYTES: usize = 64 << 20;
+
+/// After so many bytes looked at, others get their turn on the thread, and a deadline that has passed takes effect: some
+/// milliseconds.
+const PAUSE_BYTES: u64 = 8 << 20;
 
 /// Runs a query.
 pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError> {
@@ -32,7 +35,7 @@ pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError
         .map_err(|error| BrokerError::InvalidArgument(format!("invalid query filter: {error}")))?;
     let needle = (!query.text.is_empty()).then(|| Needle::new(&query.text));
     // Before the first look, so that the answer is never older than it says.
-    let position = broker.position().await?;
+    let (server_version, latest_version) = broker.position().await?;
 
     let record_type = query.record_type;
     if filter.is_none() && needle.is_none() {
@@ -43,12 +46,14 @@ pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError
             filter: None,
             needle: None,
             resolution: Resolution::default(),
+            looked_at: AtomicU64::new(0),
         };
         search.first_page(&mut answer).await?;
         return Ok(QueryPage {
             records: answer.records,
             total,
-            position,
+            server_version,
+            latest_version,
         });
     }
     let mut search = Search {
@@ -57,6 +62,7 @@ pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError
         filter,
         needle,
         resolution: Resolution::default(),
+        looked_at: AtomicU64::new(0),
     };
     search.resolve_networks().await?;
     match search.plan() {
@@ -68,7 +74,8 @@ pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError
     Ok(QueryPage {
         records: answer.records,
         total: answer.total,
-        position,
+        server_version,
+        latest_version,
     })
 }
 
@@ -114,7 +121,7 @@ impl Answer {
 
     /// True once further matches would only be counted.
     fn is_full(&self) -> bool {
-        self.total >= self.offset.saturating_add(self.limit)
+        self.limit == 0 || self.total >= self.offset.saturating_add(self.limit)
     }
 }
 
@@ -128,10 +135,28 @@ struct Search<'a> {
     needle: Option<Needle>,
     /// The most specific networks for the filter's `$index` parts.
     resolution: Resolution,
+    /// Bytes looked at since the last pause.
+    looked_at: AtomicU64,
 }
 
 impl Search<'_> {
-    fn matches(&self, record: &Record) -> bool {
+    /// Whether a record matches.
+    async fn matches(&self, record: &Record) -> Result<bool, BrokerError> {
+        let mut effort = Effort::default();
+        let matches = self.compare(record, &mut effort);
+        if effort.is_exhausted() {
+            let id = record.key.id.chars().take(128).collect();
+            return Err(BrokerError::QueryTooCostly(id));
+        }
+        let looked_at = self.looked_at.fetch_add(effort.spent(), Ordering::Relaxed) + effort.spent();
+        if looked_at > PAUSE_BYTES {
+            self.looked_at.store(0, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+        Ok(matches)
+    }
+
+    fn compare(&self, record: &Record, effort: &mut Effort) -> bool {
         let descriptors = &self.broker.descriptors;
         let data = record.data.as_deref();
         let right_type = self
@@ -142,11 +167,10 @@ impl Search<'_> {
             && self
                 .filter
                 .as_ref()
-                .is_none_or(|filter| filter.matches(descriptors, &record.key, data, &self.resolution))
-            && self
-                .needle
-                .as_ref()
-                .is_none_or(|needle| data.is_some_and(|data| descriptors.matches_text(data, needle)))
+                .is_none_or(|filter| filter.matches(descriptors, &record.key, data, &self.resolution, effort))
+            && self.needle.as_ref().is_none_or(|needle| {
+                data.is_some_and(|data| effort.spend(data.len(), 1) && descriptors.matches_text(data, needle))
+            })
     }
 
     fn plan(&self) -> Plan {
@@ -162,15 +186,21 @@ impl Search<'_> {
     async fn resolve_networks(&mut self) -> Result<(), BrokerError> {
         let Some(filter) = &self.filter else { return Ok(()) };
         let mut resolution = filter.resolution();
-        for wanted in filter.networks() {
-            let hint = Hint::Network(wanted.to_string());
-            self.pages(Some(hint), &mut |record| {
-                if let Some(network) = record.data.as_deref().and_then(network) {
-                    resolution.offer(network);
-                }
-                Ok(())
-            })
-            .await?;
+        let hints: Vec<Option<Hint>> = match filter.networks() {
+            wanted if wanted.len() > MAX_SCANS => vec![None],
+            wanted => wanted
+                .iter()
+                .map(|wanted| Some(Hint::Network(wanted.to_string())))
+                .collect(),
+        };
+        for hint in hints {
+            let mut cursor = Cursor::default();
+            while let Some(records) = self.next_page(hint.as_ref(), &mut cursor, PAGE).await? {
+                let networks = records
+                    .iter()
+                    .filter_map(|record| record.data.as_deref().and_then(network));
+                networks.for_each(|network| resolution.offer(network));
+            }
         }
         self.resolution = resolution;
         Ok(())
@@ -184,10 +214,13 @@ impl Search<'_> {
         };
         for record_type in types {
             // In parts, so that not all of them are held at once.
-            for ids in ids.chunks(IDS) {
+            for ids in ids.chunks(GET_KEYS) {
                 let keys = ids.iter().map(|id| Key::new(record_type.clone(), id.clone())).collect();
-                let records = self.broker.get_all(keys).await?.into_iter().flatten();
-                records.filter(|record| self.matches(record)).try_for_each(&mut *take)?;
+                for record in self.broker.get_all(keys).await?.into_iter().flatten() {
+                    if self.matches(&record).await? {
+                        take(record)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -229,61 +262,65 @@ impl Search<'_> {
 
     /// Matching records of a scan, in the order of their keys.
     async fn scan(&self, hint: Option<Hint>, take: &mut Take<'_>) -> Result<(), BrokerError> {
-        self.pages(hint, &mut |record| {
-            if self.matches(&record) { take(record) } else { Ok(()) }
-        })
-        .await
-    }
-
-    /// All records of a scan, matching or not.
-    async fn pages(&self, hint: Option<Hint>, take: &mut Take<'_>) -> Result<(), BrokerError> {
-        let mut after = None;
-        loop {
-            let (record_type, hint) = (self.record_type.clone(), hint.clone());
-            let page = self
-                .broker
-                .backend
-                .scan(ScanRequest {
-                    record_type,
-                    hint,
-                    after,
-                    bounds: PAGE,
-                })
-                .await?;
-            after = page.records.last().map(|record| record.key.clone());
-            page.records.into_iter().try_for_each(&mut *take)?;
-            if !page.more || after.is_none() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Only as much of a scan as the answer holds; the total is known already.
-    async fn first_page(&self, answer: &mut Answer) -> Result<(), BrokerError> {
-        let mut after = None;
-        while !answer.is_full() {
-            let wanted = answer.offset.saturating_add(answer.limit).saturating_sub(answer.total);
-            let records = u32::try_from(wanted).unwrap_or(u32::MAX).min(PAGE.records);
-            let bounds = PageBounds { records, ..PAGE };
-            let record_type = self.record_type.clone();
-            let page = self
-                .broker
-                .backend
-                .scan(ScanRequest {
-                    record_type,
-                    hint: None,
-                    after,
-                    bounds,
-                })
-                .await?;
-            after = page.records.last().map(|record| record.key.clone());
-            page.records.into_iter().try_for_each(|record| answer.add(record))?;
-            if !page.more || after.is_none() {
-                break;
+        let mut cursor = Cursor::default();
+        while let Some(records) = self.next_page(hint.as_ref(), &mut cursor, PAGE).await? {
+            for record in records {
+                if self.matches(&record).await? {
+                    take(record)?;
+                }
             }
         }
         Ok(())
     }
+
+    /// Only as much of a scan as the answer holds; the total is known already.
+    async fn first_page(&self, answer: &mut Answer) -> Result<(), BrokerError> {
+        let mut cursor = Cursor::default();
+        while !answer.is_full() {
+            let wanted = answer.offset.saturating_add(answer.limit).saturating_sub(answer.total);
+            let records = u32::try_from(wanted).unwrap_or(u32::MAX).min(PAGE.records);
+            let Some(records) = self
+                .next_page(None, &mut cursor, PageBounds { records, ..PAGE })
+                .await?
+            else {
+                break;
+            };
+            records.into_iter().try_for_each(|record| answer.add(record))?;
+        }
+        Ok(())
+    }
+
+    /// The next records of a scan, matching or not; none at its end.
+    async fn next_page(
+        &self,
+        hint: Option<&Hint>,
+        cursor: &mut Cursor,
+        bounds: PageBounds,
+    ) -> Result<Option<Vec<Record>>, BrokerError> {
+        if cursor.at_end {
+            return Ok(None);
+        }
+        let page = self
+            .broker
+            .backend
+            .scan(ScanRequest {
+                record_type: self.record_type.clone(),
+                hint: hint.cloned(),
+                after: cursor.after.take(),
+                bounds,
+            })
+            .await?;
+        cursor.after = page.records.last().map(|record| record.key.clone());
+        cursor.at_end = !page.more || cursor.after.is_none();
+        Ok(Some(page.records))
+    }
+}
+
+/// How far a scan has come.
+#[derive(Default)]
+struct Cursor {
+    after: Option<Key>,
+    at_end: bool,
 }
 
 fn hint(lookup: &Lookup) -> Option<Hint> {

@@ -7,7 +7,7 @@ use super::BrokerError;
 use super::options::OptionsTable;
 use super::writer::{EVICT_RECORDS, Writer};
 use crate::backend::{Backend, EvictRequest};
-use crate::record::Timestamp;
+use crate::record::{Options, Timestamp};
 
 /// Most changes that one call prunes.
 const PRUNE_CHANGES: u32 = 4096;
@@ -36,10 +36,8 @@ impl Retention {
         let mut pruned_for_space = 0;
         loop {
             ticks.tick().await;
-            match self.clean().await {
-                Ok(()) => {}
-                Err(BrokerError::ShuttingDown) => return,
-                Err(error) => tracing::warn!(%error, "could not clean the store; trying again later"),
+            if self.clean().await.is_err() {
+                return;
             }
             if let Ok(statistics) = self.backend.measure().await {
                 if statistics.pruned_for_space > pruned_for_space {
@@ -56,25 +54,59 @@ impl Retention {
         }
     }
 
-    async fn clean(&self) -> Result<(), BrokerError> {
-        self.writer.set_required_options().await?;
-        let before = (self.clock)().earlier(self.history);
-        while self.writer.prune(before, PRUNE_CHANGES).await?.more {}
+    /// Takes every step, whatever became of the others: a store that is full fails the first ones, and the later ones are
+    /// what makes room.
+    async fn clean(&self) -> Result<(), ShuttingDown> {
+        go_on(
+            "set the options that Pomerium needs",
+            self.writer.set_required_options().await,
+        )?;
+        go_on("prune old changes", self.prune().await)?;
         for (record_type, options) in self.options.all().iter() {
-            let Some(ttl) = options.ttl else { continue };
-            loop {
-                let request = EvictRequest {
-                    record_type: record_type.clone(),
-                    modified_before: Some((self.clock)().earlier(ttl)),
-                    keep: None,
-                    max_records: EVICT_RECORDS,
-                };
-                let evicted = self.writer.evict(request).await?;
-                if !evicted.more || evicted.tombstones.is_empty() {
-                    break;
-                }
-            }
+            go_on(
+                "remove records beyond their time to live or their type's capacity",
+                self.evict(record_type, options).await,
+            )?;
         }
         Ok(())
+    }
+
+    async fn prune(&self) -> Result<(), BrokerError> {
+        let before = (self.clock)().earlier(self.history);
+        while self.writer.prune(before, PRUNE_CHANGES).await?.more {}
+        Ok(())
+    }
+
+    async fn evict(&self, record_type: &str, options: &Options) -> Result<(), BrokerError> {
+        if options.ttl.is_none() && options.capacity.is_none() {
+            return Ok(());
+        }
+        loop {
+            let request = EvictRequest {
+                record_type: record_type.to_owned(),
+                modified_before: options.ttl.map(|ttl| (self.clock)().earlier(ttl)),
+                keep: options.capacity,
+                max_records: EVICT_RECORDS,
+            };
+            let evicted = self.writer.evict(request).await?;
+            if !evicted.more || evicted.tombstones.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// There is nothing more to clean.
+struct ShuttingDown;
+
+/// Logs why a step failed.
+fn go_on(step: &str, outcome: Result<(), BrokerError>) -> Result<(), ShuttingDown> {
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(BrokerError::ShuttingDown) => Err(ShuttingDown),
+        Err(error) => {
+            tracing::warn!(%error, step, "could not clean the store; trying again later");
+            Ok(())
+        }
     }
 }

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use futures::stream::{self, BoxStream, StreamExt};
-use tokio::sync::watch;
 
-use super::hub::{Hub, Reading};
+use super::hub::{Hub, Reading, Subscription};
 use super::options::OptionsTable;
 use super::{BrokerError, Change, SyncItem, SyncLatestItem, SyncStart};
 use crate::backend::{Backend, BackendError, ChangesRequest, PageBounds, Position, ScanRequest};
 use crate::record::{Key, Options, Version};
+use crate::telemetry::metrics::Owed;
 
 /// The bounds of the pages that streams read: what a slow stream holds.
 const PAGE: PageBounds = PageBounds {
@@ -40,27 +40,27 @@ pub async fn sync(
     shared: bool,
     start: SyncStart,
 ) -> Result<BoxStream<'static, Result<SyncItem, BrokerError>>, BrokerError> {
-    let wake = sources.hub.subscribe(start.record_type.as_deref());
+    if sources.hub.ended() {
+        return Err(BrokerError::ShuttingDown);
+    }
+    // What other hosts have written, or a write of unknown outcome, may not have reached the hub.
+    let hub_knows = !shared && !sources.hub.in_doubt();
+    if hub_knows && sources.hub.position().0 != start.server_version {
+        return Err(BrokerError::InvalidServerVersion);
+    }
     let mut stream = SyncStream {
-        wake,
+        wake: sources.hub.subscribe(start.record_type.clone()),
         server_version: start.server_version,
         place: start.record_version,
         record_type: start.record_type,
         wait: start.wait,
-        // What other hosts have written may not have reached the hub yet; an exclusive store's hub always knows.
-        paging: shared,
+        paging: !hub_knows || !sources.hub.reaches_back_to(start.record_version),
         options_seen: None,
         options_sent: BTreeMap::new(),
         ready: VecDeque::new(),
+        owed: sources.hub.stream(),
         sources,
     };
-    if stream.sources.hub.ended() {
-        return Err(BrokerError::ShuttingDown);
-    }
-    if !shared && stream.sources.hub.position().0 != stream.server_version {
-        return Err(BrokerError::InvalidServerVersion);
-    }
-    stream.queue_options();
     // The first reading finds out whether the log still reaches back so far.
     let caught_up = stream.read().await?;
     let begin = if caught_up && !stream.wait {
@@ -74,7 +74,7 @@ pub async fn sync(
 struct SyncStream {
     sources: Sources,
     /// Woken when there may be something to read.
-    wake: watch::Receiver<()>,
+    wake: Subscription,
     server_version: u64,
     /// Everything up to this version has been read.
     place: Version,
@@ -88,6 +88,8 @@ struct SyncStream {
     options_sent: BTreeMap<String, Options>,
     /// What was read and not sent yet: a page at most.
     ready: VecDeque<SyncItem>,
+    /// What metrics know of that.
+    owed: Owed,
 }
 
 enum State {
@@ -117,8 +119,10 @@ impl State {
                         return Some((Ok(item), Self::Last(stream)));
                     }
                     Ok(true) if !stream.ready.is_empty() => {}
-                    // The hub outlives its streams, as they hold it.
-                    Ok(true) => stream.wake.changed().await.unwrap_or_default(),
+                    Ok(true) => {
+                        stream.owed.nothing();
+                        stream.wake.changed().await;
+                    }
                 }
             },
         }
@@ -131,12 +135,11 @@ impl SyncStream {
         self.wake.mark_unchanged();
         self.queue_options();
         if !self.paging {
-            match self
-                .sources
-                .hub
-                .read(self.server_version, self.place, self.record_type.as_deref())
-            {
+            match self.wake.read(self.server_version, self.place) {
                 Reading::Changes { changes, through } => {
+                    if let Some(first) = changes.first() {
+                        self.owed.from(first.record.version);
+                    }
                     self.ready.extend(changes.into_iter().map(SyncItem::Change));
                     self.place = through;
                     return Ok(false);
@@ -175,16 +178,14 @@ impl SyncStream {
         if page.position.server_version != self.server_version {
             return Err(BrokerError::InvalidServerVersion);
         }
+        if let Some(first) = page.records.first() {
+            self.owed.from(first.version);
+        }
         self.ready.extend(
             page.records
                 .into_iter()
                 .map(|record| SyncItem::Change(Arc::new(Change::new(record)))),
         );
-        if page.through <= self.place && self.place < page.position.latest_version {
-            // Else this would ask for the same page for ever.
-            let law = "a page of changes neither went on nor reached the newest change";
-            return Err(BackendError::Internal(law.to_owned()).into());
-        }
         self.place = self.place.max(page.through);
         if self.place >= page.position.latest_version {
             self.paging = false;
@@ -292,7 +293,7 @@ impl LatestStream {
             return Err(BrokerError::InvalidServerVersion);
         }
         self.after = page.records.last().map(|record| record.key.clone());
-        self.reading = page.more && self.after.is_some();
+        self.reading = page.more;
         self.ready.extend(page.records.into_iter().map(SyncLatestItem::Record));
         if !self.reading {
             let options = selected(&self.sources.options, self.record_type.as_deref());

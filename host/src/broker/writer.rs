@@ -6,12 +6,17 @@
 //! the hub as they come.
 //!
 //! A task of its own, since a write must not stop half way when its caller goes away.
+//!
+//! A call that fails may have changed something all the same: the store's answer was lost, or broke a law. The results of
+//! later calls would then skip those changes, so until a later write has succeeded the hub is fed from the change log.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument as _, Span};
 
+use super::follower::catch_up;
 use super::hub::Hub;
 use super::options::{OptionsTable, missing_required};
 use super::{BrokerError, Change};
@@ -19,12 +24,16 @@ use crate::backend::{
     self, Backend, BackendError, Batch, EvictRequest, Evicted, Operation, Outcome, Position, Pruned, Refusal,
 };
 use crate::record::{Options, Record, Timestamp, Version};
+use crate::telemetry::traces;
 
 /// Most writes that wait; further callers wait to be let in.
 const QUEUE: usize = 1024;
 /// A call takes no further batch once it carries so many bytes: with the 4 MiB that a batch may have, that keeps it within
 /// the 8 MiB that the storage interface promises.
 const GROUP_BYTES: usize = 4 << 20;
+/// What each step counts beside its record, since even one without any is work: with the 2^16 and some more that fit into a
+/// batch, that keeps a call within the 2^17 steps that the storage interface promises.
+const STEP_BYTES: usize = 128;
 /// Most batches that one call carries.
 const GROUP_BATCHES: usize = 1024;
 /// Most records that one call evicts, so that puts pass in between.
@@ -87,6 +96,8 @@ enum Job {
 #[derive(Debug)]
 struct PutJob {
     batch: Batch,
+    /// The call that waits, for its trace.
+    span: Span,
     reply: oneshot::Sender<Result<Stored, PutError>>,
 }
 
@@ -107,6 +118,7 @@ impl Writer {
             options,
             clock,
             last_now: Timestamp(i64::MIN),
+            surplus: BTreeSet::new(),
         };
         tokio::spawn(task.run(jobs));
         Self { queue }
@@ -115,7 +127,8 @@ impl Writer {
     /// Applies a batch, all of it or nothing.
     pub async fn put(&self, batch: Batch) -> Result<Stored, PutError> {
         let (reply, result) = oneshot::channel();
-        let job = Job::Put(PutJob { batch, reply });
+        let span = traces::current();
+        let job = Job::Put(PutJob { batch, span, reply });
         self.queue
             .send(job)
             .await
@@ -182,22 +195,33 @@ struct WriterTask {
     clock: fn() -> Timestamp,
     /// Times of writes do not go back when the clock does.
     last_now: Timestamp,
+    /// The types that have more records than their capacity still.
+    surplus: BTreeSet<String>,
 }
 
 impl WriterTask {
     async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut put_aside = None;
         loop {
+            if let Some(record_type) = self.surplus.pop_first() {
+                self.enforce_capacity(record_type, 1).await;
+            }
             let job = match put_aside.take() {
                 Some(job) => job,
-                None => match jobs.recv().await {
+                None if self.surplus.is_empty() => match jobs.recv().await {
                     Some(job) => job,
                     None => return,
+                },
+                None => match jobs.try_recv() {
+                    Ok(job) => job,
+                    Err(_) => continue,
                 },
             };
             // A reply that fails means that the caller has gone away: the write stays.
             match job {
                 Job::Put(first) => {
+                    // Of the calls that it serves, the commit is a part of the first one's trace.
+                    let span = first.span.clone();
                     let mut group = Group::new(first);
                     while group.has_room() {
                         match jobs.try_recv() {
@@ -209,7 +233,7 @@ impl WriterTask {
                             Err(_) => break,
                         }
                     }
-                    self.put(group).await;
+                    self.put(group).instrument(span).await;
                 }
                 Job::Evict(request, reply) => {
                     let _ = reply.send(self.evict(request).await.map_err(BrokerError::from));
@@ -245,7 +269,50 @@ impl WriterTask {
                     return;
                 }
             }
+            if self.hub.in_doubt() {
+                self.look_again().await;
+            }
         }
+    }
+
+    /// Takes note that a write has failed: unless the store says that nothing was changed, something may have been. A
+    /// shared store's follower reads the change log in any case.
+    fn doubt(&self, error: &BackendError) {
+        let unchanged = matches!(error, BackendError::Exhausted(_) | BackendError::ReadOnly(_));
+        if !self.shared && !unchanged {
+            self.hub.doubt();
+        }
+    }
+
+    /// Reads what the store holds after a write of unknown outcome; true if that went well.
+    async fn look_again(&self) -> bool {
+        let looked = async {
+            catch_up(&*self.backend, &self.hub).await?;
+            self.list_options().await
+        };
+        match looked.await {
+            Ok(()) => true,
+            Err(BackendError::Stopped(_)) => false,
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell yet what has come of a write that failed; will look again");
+                false
+            }
+        }
+    }
+
+    /// True where the table has the store's options: not what other hosts have set since the follower looked, nor what a
+    /// write of unknown outcome did.
+    fn knows_options(&self) -> bool {
+        !self.shared && !self.hub.in_doubt()
+    }
+
+    async fn list_options(&self) -> Result<(), BackendError> {
+        let options: BTreeMap<String, Options> = self.backend.list_options().await?.into_iter().collect();
+        if *self.options.all() != options {
+            self.options.replace(options);
+            self.hub.options_changed();
+        }
+        Ok(())
     }
 
     fn now(&mut self) -> Timestamp {
@@ -253,37 +320,48 @@ impl WriterTask {
         self.last_now
     }
 
+    /// Puts a group, and once more, each by itself, the batches that found no room: what a store can take in one call, the
+    /// tombstones that it answers with among it, others may have used up.
     async fn put(&mut self, group: Group) {
+        for job in self.put_together(group).await {
+            self.put_together(Group::new(job)).await;
+        }
+    }
+
+    /// Puts a group in one call. Returns the batches that are worth another try without the others.
+    async fn put_together(&mut self, group: Group) -> Vec<PutJob> {
         let now = self.now();
         let Group { batches, replies, .. } = group;
         // The backend gets a copy, of which the record data is shared, and what is left makes the records.
         let result = match self.backend.put(batches.clone(), now).await {
-            Ok(result) if result.batches.len() == batches.len() => result,
-            Ok(_) => {
-                return fail(
-                    replies,
-                    &BackendError::Internal("put: one result per batch was expected".to_owned()),
-                );
+            Ok(result) => result,
+            Err(error) => {
+                self.doubt(&error);
+                fail(replies, &error);
+                return Vec::new();
             }
-            Err(error) => return fail(replies, &error),
         };
         let server_version = result.server_version;
         let mut changes = Vec::new();
-        let mut capped = BTreeSet::new();
+        // How many records were stored of each type with a capacity.
+        let mut capped: BTreeMap<String, usize> = BTreeMap::new();
         let mut answers = Vec::with_capacity(replies.len());
-        for (batch, outcomes) in batches.into_iter().zip(result.batches) {
-            answers.push(match outcomes {
-                Ok(outcomes) if outcomes.len() == batch.changes.len() => {
+        let mut alone = Vec::new();
+        let is_alone = batches.len() == 1;
+        for ((batch, reply), outcomes) in batches.into_iter().zip(replies).zip(result.batches) {
+            let answer = match outcomes {
+                Ok(outcomes) => {
                     let records = batch
                         .changes
                         .into_iter()
                         .zip(outcomes)
                         .map(|(step, outcome)| {
-                            if matches!(outcome, Outcome::Stored(_))
-                                && !capped.contains(&step.key.record_type)
-                                && self.has_capacity(&step.key.record_type)
-                            {
-                                capped.insert(step.key.record_type.clone());
+                            if matches!(outcome, Outcome::Stored(_)) {
+                                if let Some(stored) = capped.get_mut(&step.key.record_type) {
+                                    *stored += 1;
+                                } else if self.has_capacity(&step.key.record_type) {
+                                    capped.insert(step.key.record_type.clone(), 1);
+                                }
                             }
                             written(step, outcome, now)
                         })
@@ -298,22 +376,29 @@ impl WriterTask {
                         records,
                     })
                 }
-                Ok(_) => Err(PutError::Broker(BrokerError::Backend(BackendError::Internal(
-                    "put: one outcome per step was expected".to_owned(),
-                )))),
                 Err(Refusal::Conflict(_)) => Err(PutError::Conflict),
+                Err(Refusal::Exhausted(_)) if !is_alone => {
+                    alone.push(PutJob {
+                        batch,
+                        span: traces::current(),
+                        reply,
+                    });
+                    continue;
+                }
                 Err(Refusal::Exhausted(reason)) => {
                     Err(PutError::Broker(BrokerError::Backend(BackendError::Exhausted(reason))))
                 }
-            });
+            };
+            answers.push((reply, answer));
         }
-        self.publish(changes);
-        for record_type in capped {
-            self.enforce_capacity(record_type).await;
+        self.publish(changes).await;
+        for (record_type, stored) in capped {
+            self.enforce_capacity(record_type, stored).await;
         }
-        for (reply, answer) in replies.into_iter().zip(answers) {
+        for (reply, answer) in answers {
             let _ = reply.send(answer);
         }
+        alone
     }
 
     fn has_capacity(&self, record_type: &str) -> bool {
@@ -322,8 +407,15 @@ impl WriterTask {
             .is_some_and(|options| options.capacity.is_some())
     }
 
-    fn publish(&self, changes: Vec<Arc<Change>>) {
+    async fn publish(&self, changes: Vec<Arc<Change>>) {
         if self.shared || changes.is_empty() {
+            return;
+        }
+        if self.hub.in_doubt() {
+            // Whatever an earlier call has changed stands before these changes in the log.
+            if self.look_again().await {
+                self.hub.settle();
+            }
             return;
         }
         let through = changes
@@ -334,56 +426,71 @@ impl WriterTask {
         self.hub.publish(changes, through);
     }
 
-    /// Removes what is above a type's capacity. The records that were just put are safe, so a failure is not theirs: it is
-    /// logged, and the next put or clean tries again.
-    async fn enforce_capacity(&mut self, record_type: String) {
-        let Some(keep) = self.options.get(&record_type).and_then(|options| options.capacity) else {
-            return;
+    /// Removes what is above a type's capacity: as many records at least as were just stored, so that the type does not
+    /// grow, and what is left between later jobs, so that those who wait are not held up by a capacity that was lowered.
+    async fn enforce_capacity(&mut self, record_type: String, stored: usize) {
+        let mut removed = 0;
+        while removed < stored {
+            match self.evict_surplus(&record_type).await {
+                Some(evicted) => removed += evicted,
+                None => return,
+            }
+        }
+        self.surplus.insert(record_type);
+    }
+
+    /// Removes some of what is above a type's capacity; says how many where there may be more. The records that were put
+    /// are safe, so a failure is nobody's: it is logged, and the next put or clean tries again.
+    async fn evict_surplus(&mut self, record_type: &str) -> Option<usize> {
+        let keep = self.options.get(record_type)?.capacity?;
+        let request = EvictRequest {
+            record_type: record_type.to_owned(),
+            modified_before: None,
+            keep: Some(keep),
+            max_records: EVICT_RECORDS,
         };
-        loop {
-            let request = EvictRequest {
-                record_type: record_type.clone(),
-                modified_before: None,
-                keep: Some(keep),
-                max_records: EVICT_RECORDS,
-            };
-            match self.evict(request).await {
-                Ok(evicted) if evicted.more && !evicted.tombstones.is_empty() => {}
-                Ok(_) => return,
-                Err(error) => {
-                    tracing::warn!(%error, record_type, "could not remove the records above the type's capacity");
-                    return;
-                }
+        match self.evict(request).await {
+            Ok(evicted) => (evicted.more && !evicted.tombstones.is_empty()).then_some(evicted.tombstones.len()),
+            Err(error) => {
+                tracing::warn!(%error, record_type, "could not remove the records above the type's capacity");
+                None
             }
         }
     }
 
     async fn evict(&mut self, request: EvictRequest) -> Result<Evicted, BackendError> {
         let now = self.now();
-        let evicted = self.backend.evict(request, now).await?;
-        self.publish(
-            evicted
-                .tombstones
-                .iter()
-                .cloned()
-                .map(|record| Arc::new(Change::new(record)))
-                .collect(),
-        );
+        let evicted = match self.backend.evict(request, now).await {
+            Ok(evicted) => evicted,
+            Err(error) => {
+                self.doubt(&error);
+                return Err(error);
+            }
+        };
+        let tombstones = evicted.tombstones.iter().cloned();
+        self.publish(tombstones.map(|record| Arc::new(Change::new(record))).collect())
+            .await;
         Ok(evicted)
     }
 
     async fn set_options(&self, record_type: String, options: Option<Options>) -> Result<(), BackendError> {
         let options = options.filter(|options| !options.is_empty());
-        if self.options.get(&record_type) == options {
+        if self.knows_options() && self.options.get(&record_type) == options {
             return Ok(());
         }
-        self.backend.set_options(record_type.clone(), options.clone()).await?;
+        if let Err(error) = self.backend.set_options(record_type.clone(), options.clone()).await {
+            self.doubt(&error);
+            return Err(error);
+        }
         self.options.set(record_type, options);
         self.hub.options_changed();
         Ok(())
     }
 
     async fn set_required_options(&self) -> Result<(), BackendError> {
+        if !self.knows_options() {
+            self.list_options().await?;
+        }
         for (record_type, options) in missing_required(&self.options.all()) {
             self.set_options(record_type, Some(options)).await?;
         }
@@ -392,8 +499,18 @@ impl WriterTask {
 
     async fn clear(&self) -> Result<(u64, u64), BackendError> {
         let before = self.backend.current().await?.server_version;
-        let position: Position = self.backend.clear(backend::new_server_version(before)).await?;
+        // First of all, so that nobody who meets the new content gets the old options with it.
+        let options = self.options.all();
         self.options.replace([]);
+        let position: Position = match self.backend.clear(backend::new_server_version(before)).await {
+            Ok(position) => position,
+            Err(error) => {
+                self.options.replace(options.as_ref().clone());
+                self.hub.options_changed();
+                self.doubt(&error);
+                return Err(error);
+            }
+        };
         self.hub.reset(position);
         // The store is cleared whatever comes of this; the periodic clean tries again.
         if let Err(error) = self.set_required_options().await {
@@ -423,7 +540,7 @@ fn written(step: backend::Change, outcome: Outcome, now: Timestamp) -> StoredRec
 
 fn fail(replies: Vec<oneshot::Sender<Result<Stored, PutError>>>, error: &BackendError) {
     for reply in replies {
-        let _ = reply.send(Err(PutError::Broker(BrokerError::Backend(error.clone()))));
+        let _ = reply.send(Err(PutError::Broker(error.clone().into())));
     }
 }
 
@@ -446,12 +563,43 @@ impl Group {
     }
 
     fn add(&mut self, job: PutJob) {
-        self.bytes += job.batch.changes.iter().map(backend::Change::size).sum::<usize>();
+        let size = |change: &backend::Change| change.size() + STEP_BYTES;
+        self.bytes += job.batch.changes.iter().map(size).sum::<usize>();
         self.batches.push(job.batch);
         self.replies.push(job.reply);
     }
 
     fn has_room(&self) -> bool {
         self.bytes < GROUP_BYTES && self.batches.len() < GROUP_BATCHES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Key;
+
+    #[test]
+    fn steps_without_data_fill_a_call_too() {
+        let job = || {
+            let step = backend::Change {
+                key: Key::new("", ""),
+                operation: Operation::Delete,
+                expected: None,
+            };
+            PutJob {
+                batch: Batch {
+                    changes: vec![step; 10_000],
+                },
+                span: Span::none(),
+                reply: oneshot::channel().0,
+            }
+        };
+        let mut group = Group::new(job());
+        while group.has_room() {
+            group.add(job());
+        }
+        let steps: usize = group.batches.iter().map(|batch| batch.changes.len()).sum();
+        assert!((10_000..50_000).contains(&steps), "{steps}");
     }
 }

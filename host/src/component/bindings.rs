@@ -9,7 +9,6 @@ mod generated {
     wasmtime::component::bindgen!({
         world: "backend",
         path: "../wit/storage-0.1.0",
-        imports: { "databroker:storage/protobuf.extract": trappable },
     });
 }
 

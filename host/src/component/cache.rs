@@ -1,11 +1,144 @@
-//! Where the compiled code of outside components is kept, and whether that place can be trusted.
+//! Where the compiled code of outside components is kept, and whether it can be trusted.
 //!
-//! The engine keys what it keeps by the component's content, its own version and all settings, and runs what it finds. So
-//! whoever can write to the directory can run code in the host. It is used only if it is ours alone, and if nobody else
-//! can put another in its place: every directory on the way to it belongs to us or to root and is not writable for
-//! others, save for those like `/tmp` in which only an entry's owner can move it.
+//! The host runs what it finds here. So whoever can write to the directory can run code in the host. It is used only if it
+//! is ours alone, and if nobody else can put another in its place: every directory on the way to it belongs to us or to root
+//! and is not writable for others, save for those like `/tmp` in which only an entry's owner can move it.
+//!
+//! An entry is named by the component's content and by all that the engine's code depends on, so that another component,
+//! engine or setting never finds it. It begins with a digest of the code: what a disk has damaged is compiled again, and
+//! never run.
 
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use sha2::{Digest as _, Sha256};
+use wasmtime::Engine;
+
+/// Most entries that are kept; the oldest go.
+const ENTRIES: usize = 16;
+
+/// How entries' names end.
+const ENDING: &str = "compiled";
+
+/// How long the digest is with which an entry begins, in bytes.
+const DIGEST: usize = 32;
+
+fn digest_of(code: &[u8]) -> [u8; DIGEST] {
+    Sha256::digest(code).into()
+}
+
+/// Compiled code that came out of the engine of this process, or out of the cache whole.
+pub(super) struct Code(Vec<u8>);
+
+impl Code {
+    /// Compiles a component.
+    ///
+    /// # Errors
+    ///
+    /// What the engine says of the component.
+    pub(super) fn compile(engine: &Engine, component: &[u8]) -> wasmtime::Result<Self> {
+        engine.precompile_component(component).map(Self)
+    }
+
+    /// The code.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The kept code of components.
+pub(super) struct Cache {
+    directory: PathBuf,
+}
+
+impl Cache {
+    /// A cache in the directory given, or in one in the user's cache, which is made if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`Untrusted`] where others could change what is in it.
+    pub(super) fn open(given: Option<&Path>) -> Result<Self, Untrusted> {
+        Ok(Self {
+            directory: directory(given)?,
+        })
+    }
+
+    /// Where the code of a component is kept, for an engine.
+    pub(super) fn entry(&self, engine: &Engine, component: &[u8]) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        let component = Sha256::digest(component);
+        self.directory
+            .join(format!("{component:x}-{:016x}.{ENDING}", hasher.finish()))
+    }
+
+    /// The code in an entry, if there is one. A damaged one is told and removed.
+    pub(super) fn read(&self, entry: &Path) -> Option<Code> {
+        let mut bytes = match fs::read(entry) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(entry = %entry.display(), %error, "cannot read the plugin's compiled code: compiling it again");
+                return None;
+            }
+        };
+        let whole = bytes
+            .split_at_checked(DIGEST)
+            .is_some_and(|(digest, code)| *digest == digest_of(code));
+        if !whole {
+            tracing::warn!(entry = %entry.display(), "the plugin's compiled code is damaged: compiling it again");
+            self.remove(entry);
+            return None;
+        }
+        bytes.drain(..DIGEST);
+        Some(Code(bytes))
+    }
+
+    /// Keeps code. Where that fails, the next start compiles again.
+    pub(super) fn write(&self, entry: &Path, code: &Code) {
+        // Under a name of its own until it is whole, since another process may be looking.
+        let unfinished = entry.with_extension(uuid::Uuid::new_v4().to_string());
+        let content = [&digest_of(code.bytes()), code.bytes()].concat();
+        let written = fs::write(&unfinished, content).and_then(|()| fs::rename(&unfinished, entry));
+        if let Err(error) = written {
+            tracing::warn!(
+                entry = %entry.display(), %error,
+                "the plugin's compiled code is not kept, so that the next start compiles again"
+            );
+            self.remove(&unfinished);
+        }
+        self.forget_oldest();
+    }
+
+    /// Removes an entry that is of no use, such as one that the engine does not take.
+    pub(super) fn remove(&self, entry: &Path) {
+        // It is written over where it stays.
+        let _ = fs::remove_file(entry);
+    }
+
+    fn forget_oldest(&self) {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return;
+        };
+        let mut entries: Vec<(SystemTime, PathBuf)> = entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let ours = entry.path().extension()?.to_str()? == ENDING;
+                let modified = entry.metadata().ok()?.modified().ok()?;
+                ours.then(|| (modified, entry.path()))
+            })
+            .collect();
+        entries.sort();
+        let surplus = entries.len().saturating_sub(ENTRIES);
+        entries
+            .into_iter()
+            .take(surplus)
+            .for_each(|(_, entry)| self.remove(&entry));
+    }
+}
 
 /// Why compiled code is not kept. The host works without; it only starts more slowly.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +175,7 @@ pub(super) enum Untrusted {
 }
 
 /// The directory to keep compiled code in, made if need be: the one given, or one in the user's cache.
-pub(super) fn directory(given: Option<&Path>) -> Result<PathBuf, Untrusted> {
+fn directory(given: Option<&Path>) -> Result<PathBuf, Untrusted> {
     let path = match given {
         Some(path) => path.to_owned(),
         None => default_directory().ok_or(Untrusted::NoPlace)?,
@@ -140,7 +273,7 @@ mod platform {
 
 #[cfg(all(test, unix))]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
@@ -206,5 +339,44 @@ mod tests {
     fn what_is_no_directory_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(directory(Some(file.path())), Err(Untrusted::Unusable { .. })));
+    }
+
+    #[test]
+    fn damaged_code_is_never_returned() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(Some(folder.path())).unwrap();
+        let entry = folder.path().join(format!("one.{ENDING}"));
+        let code = Code((0..1000).map(|number| (number % 251) as u8).collect());
+        cache.write(&entry, &code);
+        assert_eq!(cache.read(&entry).unwrap().bytes(), code.bytes());
+        let whole = std::fs::read(&entry).unwrap();
+        for damage in [
+            Box::new(|bytes: &mut Vec<u8>| bytes[700] ^= 1) as Box<dyn Fn(&mut Vec<u8>)>,
+            Box::new(|bytes| bytes[3] ^= 1),
+            Box::new(|bytes| bytes.truncate(900)),
+            Box::new(|bytes| bytes.truncate(10)),
+            Box::new(Vec::clear),
+            Box::new(|bytes| bytes.push(0)),
+        ] {
+            let mut damaged = whole.clone();
+            damage(&mut damaged);
+            std::fs::write(&entry, damaged).unwrap();
+            assert!(cache.read(&entry).is_none());
+            assert!(!entry.exists());
+        }
+    }
+
+    #[test]
+    fn the_oldest_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(Some(folder.path())).unwrap();
+        let entry = |number: usize| folder.path().join(format!("{number:02}.{ENDING}"));
+        std::fs::write(folder.path().join("not ours"), "").unwrap();
+        for number in 0..ENTRIES + 3 {
+            cache.write(&entry(number), &Code(vec![1]));
+        }
+        let kept = (0..ENTRIES + 3).filter(|number| entry(*number).exists()).count();
+        assert_eq!(kept, ENTRIES);
+        assert!(folder.path().join("not ours").exists() && entry(ENTRIES + 2).exists());
     }
 }

@@ -158,8 +158,9 @@ pub(super) fn text(text: &str) -> String {
         .chars()
         .map(|character| if character.is_control() { ' ' } else { character })
         .collect();
-    if kept.len() < text.len() {
-        clean.push('…');
+    let cut = text.len().saturating_sub(kept.len());
+    if cut > 0 {
+        clean.push_str(&format!("… ({cut} more bytes)"));
     }
     clean
 }

@@ -9,14 +9,16 @@
 //! later gets [`BackendError::Stopped`] with the cause. Nothing here starts it again; whoever holds it can start another
 //! one from the same [`Plugin`].
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
-use wasmtime::component::Accessor;
+use wasmtime::component::{Accessor, ComponentNamedList, ComponentType, GuestTaskId, Lift, Lower, TypedFunc};
 use wasmtime::{AsContextMut as _, Store, UpdateDeadline};
 
 use super::bindings::store::Guest;
@@ -39,7 +41,8 @@ const UNDER_WAY: usize = 1024;
 pub struct Limits {
     /// Bytes of memory.
     pub memory_bytes: usize,
-    /// For how long it may compute without finishing any call.
+    /// For how long it may compute for one call. The time that the call waits does not count; it is measured in steps of
+    /// 10 ms, of which going on after a pause is one.
     pub compute: Duration,
     /// Bytes of what one call may return.
     pub answer_bytes: usize,
@@ -66,6 +69,9 @@ pub(super) struct Instance {
     jobs: mpsc::Sender<Job>,
     /// Why the task has ended, once it has.
     ended: watch::Receiver<Option<String>>,
+    /// Bytes of its memory.
+    memory: Arc<AtomicU64>,
+    log: PluginLog,
 }
 
 impl Instance {
@@ -78,14 +84,15 @@ impl Instance {
         let log = PluginLog::new(plugin.name());
         let state = State::new(log.clone(), descriptors, limits.memory_bytes);
         let mut store = Store::new(plugin.linked().engine(), state);
+        let memory = store.data().memory.shown();
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(limits.answer_bytes);
         bound_compute(&mut store, limits.compute);
-        let world = plugin
-            .linked()
-            .instantiate_async(&mut store)
-            .await
-            .map_err(|error| report(plugin.name(), &log, &error))?;
+        let world = plugin.linked().instantiate_async(&mut store).await;
+        let world = match world {
+            Ok(world) => world,
+            Err(error) => return Err(report(plugin.name(), store.data(), &error)),
+        };
         let guest = world.databroker_storage_store().clone();
 
         let (jobs, received) = mpsc::channel(WAITING);
@@ -99,10 +106,25 @@ impl Instance {
                 .flatten();
             if let Err(error) = outcome {
                 // The cause is known before the calls in the channel are let go of, since their callers ask for it.
-                end.send_replace(Some(report(&name, &log, &error)));
+                end.send_replace(Some(report(&name, store.data(), &error)));
             }
         });
-        Ok(Self { jobs, ended })
+        Ok(Self {
+            jobs,
+            ended,
+            memory,
+            log,
+        })
+    }
+
+    /// Bytes of its memory.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.memory.load(Ordering::Relaxed)
+    }
+
+    /// How many of its lines were left out of the log.
+    pub(super) fn log_lines_dropped(&self) -> u64 {
+        self.log.dropped()
     }
 
     /// Makes a call and waits for what it returns. Waits for room first, where many calls wait already. A call that was
@@ -111,20 +133,35 @@ impl Instance {
     /// # Errors
     ///
     /// [`BackendError::Stopped`] if the instance has trapped, before or meanwhile.
-    pub(super) async fn call<R, C>(&self, call: C) -> Result<R, BackendError>
+    pub(super) async fn call<P, R>(
+        &self,
+        function: fn(&Guest) -> TypedFunc<P, (R,)>,
+        parameters: P,
+    ) -> Result<R, BackendError>
     where
-        R: Send + 'static,
-        C: for<'a> FnOnce(&'a Accessor<State>, &'a Guest) -> BoxFuture<'a, wasmtime::Result<R>> + Send + 'static,
+        P: ComponentNamedList + Lower + Send + Sync + 'static,
+        R: ComponentType + Lift + Send + Sync + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |accessor, guest| {
-            call(accessor, guest)
-                .map(|returned| {
-                    // Nobody may be there any more to take the answer.
-                    let _ = answer.send(returned?);
-                    Ok(())
-                })
-                .boxed()
+            let function = function(guest);
+            async move {
+                let call = accessor.with(|mut access| -> wasmtime::Result<_> {
+                    if access.get().computing.is_idle() {
+                        access.as_context_mut().set_epoch_deadline(1);
+                    }
+                    let call = function.start_call_concurrent(access.as_context_mut(), parameters)?;
+                    access.get().computing.begin(call.task());
+                    Ok(call)
+                })?;
+                let task = call.task();
+                let (returned,) = function.finish_call_concurrent(accessor, call).await?;
+                accessor.with(|mut access| access.get().computing.end(task));
+                // Nobody may be there any more to take the answer.
+                let _ = answer.send(returned);
+                Ok(())
+            }
+            .boxed()
         });
         if self.jobs.send(job).await.is_ok()
             && let Ok(returned) = answered.await
@@ -156,29 +193,60 @@ async fn serve(accessor: &Accessor<State>, guest: &Guest, received: &mut mpsc::R
         tokio::select! {
             count = received.recv_many(&mut jobs, room), if open && room > 0 => {
                 open = count > 0;
-                if under_way.is_empty() {
-                    progress(accessor);
-                }
                 under_way.extend(jobs.drain(..).map(|job| job(accessor, guest)));
             }
-            Some(done) = under_way.next() => {
-                done?;
-                progress(accessor);
-            }
+            Some(done) = under_way.next() => done?,
         }
     }
     Ok(())
 }
 
+/// For how many epochs an instance has computed.
+#[derive(Default)]
+pub(super) struct Computing {
+    /// For each call that is under way.
+    calls: HashMap<GuestTaskId, u64>,
+    /// For none of them, since one last ended: what a call leaves behind after its answer.
+    other: u64,
+}
+
+impl Computing {
+    fn is_idle(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    fn begin(&mut self, call: GuestTaskId) {
+        self.calls.insert(call, 0);
+    }
+
+    fn end(&mut self, call: GuestTaskId) {
+        self.calls.remove(&call);
+        self.other = 0;
+    }
+
+    /// Counts one more, and says how many that makes.
+    fn count(&mut self, call: Option<GuestTaskId>) -> u64 {
+        let epochs = match call.and_then(|call| self.calls.get_mut(&call)) {
+            Some(epochs) => epochs,
+            None => &mut self.other,
+        };
+        *epochs = epochs.saturating_add(1);
+        *epochs
+    }
+}
+
 /// Stops a plugin that computes for too long, and until then makes it let go of the thread after each epoch.
+///
+/// It is counted for each call by itself: calls that end do not give others more time, and many calls that wait for their
+/// turn do not make any of them late.
 fn bound_compute(store: &mut Store<State>, compute: Duration) {
-    let epochs = u64::try_from(compute.as_nanos() / EPOCH.as_nanos()).unwrap_or(u64::MAX);
+    let most = u64::try_from(compute.as_nanos() / EPOCH.as_nanos()).unwrap_or(u64::MAX);
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |mut context| {
-        let state = context.data_mut();
-        state.computed = state.computed.saturating_add(1);
-        if state.computed > epochs {
-            wasmtime::bail!("it computed for more than {compute:?} without finishing a call");
+        // The last of the stack is what the host has called.
+        let call = context.async_call_stack()?.last();
+        if context.data_mut().computing.count(call) > most {
+            wasmtime::bail!("it computed for more than {compute:?} in one call");
         }
         // The runtime's own way of yielding lets timers and sockets have their turn too, which a task that only wakes
         // itself does not.
@@ -186,22 +254,18 @@ fn bound_compute(store: &mut Store<State>, compute: Duration) {
     });
 }
 
-/// Begins to count anew for how long the plugin computes: a call was finished, or there was nothing to do.
-fn progress(accessor: &Accessor<State>) {
-    accessor.with(|mut access| {
-        access.get().computed = 0;
-        access.as_context_mut().set_epoch_deadline(1);
-    });
-}
-
 /// Logs why an instance has ended, with all that helps its author, and says the cause in a line.
-fn report(plugin: &str, log: &PluginLog, error: &wasmtime::Error) -> String {
-    let cause = convert::text(&error.root_cause().to_string());
+fn report(plugin: &str, state: &State, error: &wasmtime::Error) -> String {
+    let mut cause = convert::text(&error.root_cause().to_string());
+    if let Some(limit) = state.memory.refused() {
+        // A program that gets no memory says so on its standard error, if at all, and then traps like any other.
+        cause.push_str(&format!("; it had asked for memory beyond its limit of {limit} bytes"));
+    }
     tracing::error!(
         plugin,
         cause,
         backtrace = format!("{error:?}"),
-        standard_error = log.standard_error(),
+        standard_error = state.log.standard_error(),
         "the plugin's instance has stopped"
     );
     cause

@@ -63,13 +63,14 @@ impl PutShape {
         )
     }
 
-    pub(super) fn check(&self, result: &PutResult) -> Check {
+    /// Checks an answer, given the highest version that was answered before; returns the highest one now.
+    pub(super) fn check(&self, after: Version, result: &PutResult) -> Result<Version, Broken> {
         server_version(result.server_version)?;
         law(
             result.batches.len() == self.0.len(),
             "there is one result per batch, in their order",
         )?;
-        let mut versions = Ascending::after(0);
+        let mut versions = Ascending::after(after);
         for (steps, result) in self.0.iter().zip(&result.batches) {
             let outcomes = match result {
                 Ok(outcomes) => outcomes,
@@ -106,7 +107,7 @@ impl PutShape {
                 }
             }
         }
-        Ok(())
+        Ok(versions.last)
     }
 }
 
@@ -174,7 +175,8 @@ pub(super) fn pruned_beyond(after: Version, pruned: Version) -> Check {
     )
 }
 
-pub(super) fn evicted(request: &EvictRequest, evicted: &Evicted) -> Check {
+/// Checks an answer, given the highest version that was answered before; returns the highest one now.
+pub(super) fn evicted(after: Version, request: &EvictRequest, evicted: &Evicted) -> Result<Version, Broken> {
     server_version(evicted.server_version)?;
     law(
         count(evicted.tombstones.len()) <= u64::from(request.max_records),
@@ -184,13 +186,13 @@ pub(super) fn evicted(request: &EvictRequest, evicted: &Evicted) -> Check {
         !evicted.more || !evicted.tombstones.is_empty(),
         "an eviction that says there is more has removed one record at least",
     )?;
-    let mut versions = Ascending::after(0);
+    let mut versions = Ascending::after(after);
     for tombstone in &evicted.tombstones {
         is_of(Some(&request.record_type), tombstone)?;
         is_tombstone(tombstone)?;
         versions.next(tombstone.version)?;
     }
-    Ok(())
+    Ok(versions.last)
 }
 
 pub(super) fn pruned(max_changes: u32, pruned: &Pruned) -> Check {
@@ -205,8 +207,12 @@ pub(super) fn pruned(max_changes: u32, pruned: &Pruned) -> Check {
     )
 }
 
-pub(super) fn cleared(new_server_version: u64, position: &Position) -> Check {
+pub(super) fn cleared(after: Version, new_server_version: u64, position: &Position) -> Check {
     self::position(position)?;
+    law(
+        position.latest_version >= after,
+        "versions go on from where they were when the store is cleared",
+    )?;
     law(
         position.server_version == new_server_version,
         "the store takes the server version that `clear` gives it",

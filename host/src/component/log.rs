@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -51,6 +52,8 @@ struct Shared {
     allowance: Mutex<Allowance>,
     /// The end of standard error.
     kept: Mutex<VecDeque<u8>>,
+    /// All lines that were left out, for metrics.
+    dropped: AtomicU64,
 }
 
 impl PluginLog {
@@ -59,6 +62,7 @@ impl PluginLog {
             plugin: plugin.to_owned(),
             allowance: Mutex::new(Allowance::new(Instant::now())),
             kept: Mutex::default(),
+            dropped: AtomicU64::new(0),
         }))
     }
 
@@ -69,6 +73,7 @@ impl PluginLog {
             return;
         }
         let Some(left_out) = self.0.allowance.lock().take(Instant::now()) else {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         };
         let plugin = &self.0.plugin;
@@ -83,6 +88,11 @@ impl PluginLog {
             Level::Warn => tracing::warn!(plugin, "{message}"),
             Level::Error => tracing::error!(plugin, "{message}"),
         }
+    }
+
+    /// How many lines were left out so far.
+    pub(super) fn dropped(&self) -> u64 {
+        self.0.dropped.load(Ordering::Relaxed)
     }
 
     /// Standard output, line by line at this level.
@@ -178,16 +188,26 @@ impl Stream {
         }
         let mut line = self.line.lock();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            line.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || line.len() >= MAX_LINE {
-                let text = String::from_utf8_lossy(&line);
-                let text = text.trim_end();
-                if !text.is_empty() {
-                    self.log.write(self.level, text);
+            let mut rest = piece;
+            while !rest.is_empty() {
+                let room = MAX_LINE.saturating_sub(line.len());
+                let (part, after) = rest.split_at(room.min(rest.len()));
+                line.extend_from_slice(part);
+                rest = after;
+                if line.len() >= MAX_LINE || line.ends_with(b"\n") {
+                    self.end_line(&mut line);
                 }
-                line.clear();
             }
         }
+    }
+
+    fn end_line(&self, line: &mut Vec<u8>) {
+        let text = String::from_utf8_lossy(line);
+        let text = text.trim_end();
+        if !text.is_empty() {
+            self.log.write(self.level, text);
+        }
+        line.clear();
     }
 }
 
@@ -231,6 +251,7 @@ impl OutputStream for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::component::tests::Log;
 
     #[test]
     fn lines_beyond_the_rate_are_counted_and_not_written() {
@@ -243,6 +264,31 @@ mod tests {
         assert_eq!(allowance.take(start), None);
         assert_eq!(allowance.take(start + REFILL), Some(2));
         assert_eq!(allowance.take(start + REFILL), None);
+    }
+
+    #[test]
+    fn a_long_line_is_written_in_pieces_and_whole() {
+        let log = Log::default();
+        let _guard = log.record();
+        let said = "0123456789".repeat(6000);
+        PluginLog::new("test").stream(Level::Warn, false).take(said.as_bytes());
+        let text = log.text();
+        let digits = text
+            .lines()
+            .filter_map(|line| line.split(": ").nth(1))
+            .flat_map(str::chars)
+            .filter(char::is_ascii_digit)
+            .count();
+        // The last piece has not come to its end.
+        assert_eq!(digits, said.len() / MAX_LINE * MAX_LINE);
+    }
+
+    #[test]
+    fn a_long_message_says_how_much_was_cut() {
+        let log = Log::default();
+        let _guard = log.record();
+        PluginLog::new("test").write(Level::Warn, &"x".repeat(5000));
+        assert!(log.text().contains("x… (904 more bytes)"), "{}", log.text());
     }
 
     #[test]

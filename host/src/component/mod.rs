@@ -18,6 +18,7 @@ mod bindings;
 mod cache;
 mod convert;
 mod engine;
+mod grant;
 mod inspect;
 mod instance;
 mod laws;
@@ -26,12 +27,13 @@ mod plugin;
 mod precompiled;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use grant::{Grant, grant};
 pub use inspect::{Inspection, Unfit};
 pub use instance::Limits;
 pub use plugin::{Plugin, PluginError};
@@ -145,7 +147,9 @@ pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<
         world = inspection.world,
         precompiled = plugin.is_precompiled(),
         store = info.summary,
-        "the storage plugin is open"
+        shared = info.shared,
+        durable = info.durable,
+        "opened the store"
     );
-    Ok((Arc::new(backend), info))
+    Ok((Arc::new(backend.identified(inspection)), info))
 }

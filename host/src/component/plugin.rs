@@ -6,15 +6,16 @@
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Cache, CacheConfig, Engine};
 
+use super::Source;
 use super::bindings::WorldPre;
+use super::cache::{Cache, Code};
 use super::engine::{self, EPOCH};
 use super::inspect::{self, Inspection, Unfit};
 use super::precompiled::BuiltIn;
 use super::state::{self, State};
-use super::{Source, cache};
 
 /// No plugin is as large as this; a larger file is no plugin, and is not read.
 const MAX_FILE_BYTES: u64 = 512 * 1024 * 1024;
@@ -110,9 +111,8 @@ impl Plugin {
         let (component, precompiled) = match &origin.content {
             Content::BuiltIn(built_in) => load_built_in(built_in)?,
             Content::File(bytes) => {
-                let engine = start_engine(compile_cache(cache_dir))?;
-                let component = Component::from_binary(&engine, bytes).map_err(refused)?;
-                (component, false)
+                let engine = start_engine()?;
+                (load_file(&engine, bytes, cache_dir).map_err(refused)?, false)
             }
         };
         let mut linker = Linker::new(component.engine());
@@ -210,7 +210,7 @@ fn read(path: &Path) -> Result<Vec<u8>, PluginError> {
 }
 
 fn load_built_in(built_in: &BuiltIn) -> Result<(Component, bool), PluginError> {
-    let engine = start_engine(None)?;
+    let engine = start_engine()?;
     match built_in.load(&engine) {
         Ok(component) => Ok((component, true)),
         Err(error) => {
@@ -225,38 +225,41 @@ fn load_built_in(built_in: &BuiltIn) -> Result<(Component, bool), PluginError> {
     }
 }
 
-/// Where compiled code is kept; none where there is no safe place, which is said once.
-fn compile_cache(directory: Option<&Path>) -> Option<Cache> {
-    let directory = match cache::directory(directory) {
-        Ok(directory) => directory,
+/// A component from a file: out of the cache, or compiled and kept there.
+fn load_file(engine: &Engine, bytes: &[u8], cache_dir: Option<&Path>) -> wasmtime::Result<Component> {
+    let cache = match Cache::open(cache_dir) {
+        Ok(cache) => cache,
         Err(error) => {
             tracing::warn!(
                 reason = error.to_string(),
                 "compiled plugins are not kept, so that every start compiles again"
             );
-            return None;
+            return Code::compile(engine, bytes)?.load(engine);
         }
     };
-    let mut config = CacheConfig::new();
-    config.with_directory(directory);
-    match Cache::new(config) {
-        Ok(cache) => Some(cache),
-        Err(error) => {
-            tracing::warn!(
-                reason = format!("{error:#}"),
-                "compiled plugins are not kept, so that every start compiles again"
-            );
-            None
+    let entry = cache.entry(engine, bytes);
+    if let Some(code) = cache.read(&entry) {
+        match code.load(engine) {
+            Ok(component) => return Ok(component),
+            Err(error) => {
+                tracing::warn!(
+                    entry = %entry.display(),
+                    reason = format!("{error:#}"),
+                    "the engine does not take the plugin's compiled code: compiling it again"
+                );
+                cache.remove(&entry);
+            }
         }
     }
+    let code = Code::compile(engine, bytes)?;
+    cache.write(&entry, &code);
+    code.load(engine)
 }
 
 /// An engine of its own for a plugin, with the thread that moves its clock for as long as it lives. The thread is one of
 /// the system and not the runtime's: it must go on when plugins occupy all of those.
-fn start_engine(cache: Option<Cache>) -> Result<Engine, PluginError> {
-    let mut config = engine::config();
-    config.cache(cache);
-    let engine = Engine::new(&config).map_err(|error| PluginError::Engine(format!("{error:#}")))?;
+fn start_engine() -> Result<Engine, PluginError> {
+    let engine = Engine::new(&engine::config()).map_err(|error| PluginError::Engine(format!("{error:#}")))?;
     let clock = engine.weak();
     thread::Builder::new()
         .name("plugin-epoch".to_owned())

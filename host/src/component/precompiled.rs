@@ -1,15 +1,19 @@
-//! The built-in plugins as machine code: the one place of the host with `unsafe`.
+//! Plugins as machine code: the one place of the host with `unsafe`.
 //!
 //! Loading machine code is unsafe because the engine runs what it is given: it checks that the code was made by the same
 //! version with equal settings, but cannot check that the code is what the compiler made. Here that is certain: the
 //! bytes are part of this very program, put there by its build script, which compiled them in memory with this engine's
 //! settings. Whoever could change them could change the rest of the program as well. So the function takes nothing but
-//! a [`BuiltIn`], whose fields only the list below fills in.
+//! a [`BuiltIn`], whose fields only the list below fills in. Code of other components is taken as [`Code`] alone, which
+//! `cache` makes of what this process has compiled, or of what it kept in a place that nobody else can write to and found
+//! unchanged.
 
 #![allow(unsafe_code, reason = "see above")]
 
 use wasmtime::Engine;
 use wasmtime::component::Component;
+
+use super::cache::Code;
 
 /// A plugin that the host carries.
 pub(super) struct BuiltIn {
@@ -47,5 +51,18 @@ impl BuiltIn {
         // SAFETY: the bytes are what `Engine::precompile_component` gave the build script, unchanged: they are in the
         // read-only part of this program and come from nowhere else.
         unsafe { Component::deserialize(engine, self.precompiled) }
+    }
+}
+
+impl Code {
+    /// The component as code that is ready to run.
+    ///
+    /// # Errors
+    ///
+    /// If the engine does not take the code, because it was compiled by another one.
+    pub(super) fn load(&self, engine: &Engine) -> wasmtime::Result<Component> {
+        // SAFETY: the bytes are what `Engine::precompile_component` gave this process or an earlier one of the same user:
+        // `Code` is made of nothing else, and the cache has checked that they are whole.
+        unsafe { Component::deserialize(engine, self.bytes()) }
     }
 }

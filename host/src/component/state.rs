@@ -4,18 +4,29 @@
 //! linked, since standard libraries import all of it, but leads nowhere: there are no directories, no environment, no
 //! arguments and no network.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasmtime::ResourceLimiter;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::{self, World};
+use super::instance::Computing;
 use super::log::{Level, PluginLog};
 use crate::data::{DataError, Descriptors};
 
 /// How many fields of records a plugin may ask for in one call, paths times records.
 const MAX_EXTRACTED: usize = 1_000_000;
+/// How many paths: those of a type's old options and of the new ones, while it indexes.
+const MAX_PATHS: usize = 200;
+/// How many bytes of records, which are looked through once for each path.
+const MAX_DATA_BYTES: usize = 16 << 20;
+/// How many bytes of values, each counted with [`VALUE_BYTES`] more.
+const MAX_VALUE_BYTES: usize = 64 << 20;
+/// What a value takes beside its text.
+const VALUE_BYTES: usize = 32;
 
 /// The data of one instance's store.
 pub(super) struct State {
@@ -25,11 +36,11 @@ pub(super) struct State {
     /// The descriptors behind the `protobuf` import.
     descriptors: Arc<Descriptors>,
     /// Where its lines go.
-    log: PluginLog,
+    pub(super) log: PluginLog,
     /// How much memory it may have, and has.
     pub(super) memory: MemoryLimit,
-    /// For how many epochs it has computed since a call was last finished.
-    pub(super) computed: u64,
+    /// For how long it has computed.
+    pub(super) computing: Computing,
 }
 
 impl State {
@@ -46,7 +57,7 @@ impl State {
             descriptors,
             log,
             memory: MemoryLimit::new(memory_bytes),
-            computed: 0,
+            computing: Computing::default(),
         }
     }
 }
@@ -82,17 +93,51 @@ impl bindings::log::Host for State {
 }
 
 impl bindings::protobuf::Host for State {
-    fn extract(&mut self, data: Vec<Vec<u8>>, paths: Vec<String>) -> wasmtime::Result<Vec<Vec<Vec<String>>>> {
-        // A question of a few MiB could ask for an answer of any size: the number of its lists is a product.
-        if data.len().saturating_mul(paths.len()) > MAX_EXTRACTED {
-            wasmtime::bail!(
-                "it asked `extract` for {} paths in {} records; {MAX_EXTRACTED} values a call at most",
+    fn extract(
+        &mut self,
+        data: Vec<Vec<u8>>,
+        paths: Vec<String>,
+    ) -> Result<Vec<Vec<Vec<String>>>, bindings::protobuf::Error> {
+        // A small question could ask for an answer of any size, and for work that no limit on the plugin counts: the
+        // records are looked through once for each path.
+        let bytes: usize = data.iter().map(Vec::len).sum();
+        let distinct: BTreeSet<&String> = paths.iter().collect();
+        if data.len().saturating_mul(paths.len()) > MAX_EXTRACTED
+            || paths.len() > MAX_PATHS
+            || distinct.len() < paths.len()
+            || bytes > MAX_DATA_BYTES
+        {
+            return Err(bindings::protobuf::Error::Exhausted(format!(
+                "`extract` was asked for {} paths in {} records of {bytes} bytes; a call may ask for {MAX_PATHS} different \
+                 paths, {MAX_DATA_BYTES} bytes and {MAX_EXTRACTED} fields at most",
                 paths.len(),
                 data.len()
-            );
+            )));
         }
-        let values = |data: &Vec<u8>| paths.iter().map(|path| self.descriptors.values(data, path)).collect();
-        Ok(data.iter().map(values).collect())
+        let mut room = MAX_VALUE_BYTES;
+        let mut answer = Vec::with_capacity(data.len());
+        for data in &data {
+            let mut of_record = Vec::with_capacity(paths.len());
+            for path in &paths {
+                let mut values = Vec::new();
+                let is_too_much = self.descriptors.any_value(data, path, &mut |value| {
+                    let Some(left) = room.checked_sub(value.len() + VALUE_BYTES) else {
+                        return true;
+                    };
+                    room = left;
+                    values.push(value.to_owned());
+                    false
+                });
+                if is_too_much {
+                    return Err(bindings::protobuf::Error::Exhausted(format!(
+                        "`extract` was asked for more than {MAX_VALUE_BYTES} bytes of values: ask for fewer records"
+                    )));
+                }
+                of_record.push(values);
+            }
+            answer.push(of_record);
+        }
+        Ok(answer)
     }
 
     fn to_json(&mut self, data: Vec<Vec<u8>>) -> Vec<Result<String, bindings::protobuf::Error>> {
@@ -117,27 +162,123 @@ fn data_error(error: DataError) -> bindings::protobuf::Error {
 pub(super) struct MemoryLimit {
     limit: usize,
     used: usize,
+    /// True once more was asked for than the limit.
+    refused: bool,
+    /// By how much it was last let grow.
+    last_granted: usize,
+    /// The same, for metrics.
+    shown: Arc<AtomicU64>,
 }
 
 impl MemoryLimit {
     fn new(limit: usize) -> Self {
-        Self { limit, used: 0 }
+        Self {
+            limit,
+            used: 0,
+            refused: false,
+            last_granted: 0,
+            shown: Arc::default(),
+        }
+    }
+
+    /// The limit in bytes, if the instance has come up against it.
+    pub(super) fn refused(&self) -> Option<usize> {
+        self.refused.then_some(self.limit)
+    }
+
+    /// The bytes that are used, for whoever wants to look later.
+    pub(super) fn shown(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.shown)
     }
 }
 
 impl ResourceLimiter for MemoryLimit {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let used = self.used.saturating_add(desired.saturating_sub(current));
-        let granted = used <= self.limit && maximum.is_none_or(|maximum| desired <= maximum);
+        let within = used <= self.limit;
+        let granted = within && maximum.is_none_or(|maximum| desired <= maximum);
+        self.last_granted = 0;
         if granted {
+            self.last_granted = used.saturating_sub(self.used);
             self.used = used;
+            self.shown
+                .store(u64::try_from(used).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
+        self.refused |= !within;
         Ok(granted)
+    }
+
+    /// What was granted could not be had from the system.
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.used = self.used.saturating_sub(std::mem::take(&mut self.last_granted));
+        Ok(())
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         /// Far more functions than any program has.
         const MAX_ELEMENTS: usize = 10_000_000;
         Ok(desired <= MAX_ELEMENTS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::bindings::protobuf::{Error, Host as _};
+    use super::*;
+
+    /// A string value that is no type of Pomerium's own: every host knows it.
+    const JSON: &str = r#"{"@type":"type.googleapis.com/google.protobuf.StringValue","value":"x"}"#;
+
+    fn state() -> State {
+        let descriptors = Arc::new(Descriptors::built_in().unwrap());
+        State::new(PluginLog::new("test"), descriptors, 1 << 20)
+    }
+
+    #[test]
+    fn data_becomes_json_and_back() {
+        let mut state = state();
+        let data = state.from_json(vec![JSON.to_owned()]).remove(0).unwrap();
+        let json = state.to_json(vec![data]).remove(0).unwrap();
+        let parsed = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
+        assert_eq!(parsed(&json), parsed(JSON));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_for_each_one() {
+        let mut state = state();
+        let unknown = br#"{"@type":"type.googleapis.com/no.Body"}"#;
+        let json = [JSON.as_bytes(), b"{", unknown].map(|json| String::from_utf8(json.to_vec()).unwrap());
+        let answers = state.from_json(json.to_vec());
+        assert!(
+            matches!(
+                &answers[..],
+                [Ok(_), Err(Error::Malformed(_)), Err(Error::UnknownType(_))]
+            ),
+            "{answers:?}"
+        );
+        // An `Any` whose first field is longer than all of it.
+        let answers = state.to_json(vec![vec![0x0a, 0x7f, b'x']]);
+        assert!(matches!(&answers[..], [Err(Error::Malformed(_))]), "{answers:?}");
+    }
+
+    #[test]
+    fn values_are_extracted_in_order_and_bad_data_has_none() {
+        let mut state = state();
+        let data = state.from_json(vec![JSON.to_owned()]).remove(0).unwrap();
+        let paths = vec!["value".to_owned(), "no.such".to_owned()];
+        let values = state.extract(vec![data, vec![0xff]], paths).unwrap();
+        assert_eq!(values, [vec![vec!["x".to_owned()], vec![]], vec![vec![], vec![]]]);
+    }
+
+    #[test]
+    fn a_question_with_an_answer_of_any_size_is_refused_in_words() {
+        let mut state = state();
+        let answer = state.extract(vec![Vec::new(); 1001], vec![String::new(); 1000]);
+        assert!(
+            matches!(&answer, Err(Error::Exhausted(text)) if text.contains("1000 paths in 1001 records")),
+            "{answer:?}"
+        );
     }
 }

@@ -81,7 +81,7 @@ impl Descriptors {
     }
 
     /// The descriptor of a message.
-    pub(super) fn descriptor(&self, full_name: &str) -> Option<MessageDescriptor> {
+    pub(crate) fn descriptor(&self, full_name: &str) -> Option<MessageDescriptor> {
         self.pool.get_message_by_name(full_name)
     }
 

@@ -21,7 +21,7 @@ mod structure;
 mod text;
 mod wire;
 
-pub use any::{check_any, type_url};
+pub use any::check_any;
 pub use descriptors::{Descriptors, DescriptorsError};
 pub use merge::{Mask, MergeError};
 pub use network::network;

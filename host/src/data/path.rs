@@ -99,7 +99,14 @@ impl<'d> Walk<'d, '_> {
             Form::Timestamp => Ok((self.test)(&timestamp_text(bytes)?)),
             Form::Duration => Ok((self.test)(&duration_text(bytes)?)),
             Form::Wrapper => match message.field(1) {
-                Some(field) => self.singular(field, &message.occurrences(field, bytes)?, "", 1),
+                // A wrapper that is set has a value, an empty one too: that is what wrappers are for.
+                Some(field) => match message.occurrences(field, bytes)?.last() {
+                    Some(last) => self.scalar(field.kind, last.payload, ""),
+                    None => {
+                        let default = self.descriptors.schema().default_text(field.kind);
+                        Ok(default.is_some_and(|text| (self.test)(&text)))
+                    }
+                },
                 None => Ok(false),
             },
             _ => match self.descriptors.message_json(message, bytes) {

@@ -105,6 +105,8 @@ fn scalars_are_texts() {
     check_values(json!({"lasts": "900s"}), "lasts", &["900s"]);
     check_values(json!({"lasts": "-1.5s"}), "lasts", &["-1.500s"]);
     check_values(json!({"wrapped_text": "w"}), "wrapped_text", &["w"]);
+    check_values(json!({"wrapped_text": ""}), "wrapped_text", &[""]);
+    check_values(json!({}), "wrapped_text", &[]);
     check_values(json!({"wrapped_number": "0"}), "wrapped_number", &["0"]);
     check_values(json!({"wrapped_number": "7"}), "wrapped_number.value", &["7"]);
 }

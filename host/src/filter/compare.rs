@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 
 use prost_types::Timestamp;
 
+use super::Effort;
+
 /// An operator with its operands; a value passes if it passes for one of them.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Comparison {
@@ -52,9 +54,19 @@ impl Comparison {
         Self::Equals(texts)
     }
 
-    /// True where a value passes.
-    pub(super) fn passes(&self, value: &str) -> bool {
-        match self {
+    /// True where a value passes, and it is not too much work to tell.
+    pub(super) fn passes(&self, value: &str, effort: &mut Effort) -> bool {
+        let may = match self {
+            // A search looks at the value again for each text.
+            Self::Contains(texts) => effort.spend(value.len(), texts.len()),
+            Self::Equals(_) | Self::NotEmpty => effort.spend(value.len(), 1),
+            Self::StartsWith(texts) | Self::EndsWith(texts) => {
+                effort.spend(value.len(), 1) && effort.spend(0, texts.len())
+            }
+            Self::Ordered(_, operands) => effort.spend(value.len(), 1) && effort.spend(0, operands.len()),
+            Self::Time(_, times) => effort.spend(value.len(), 1) && effort.spend(0, times.len()),
+        };
+        may && match self {
             Self::Equals(texts) => texts.binary_search_by(|text| text.as_str().cmp(value)).is_ok(),
             Self::Contains(texts) => texts.iter().any(|text| value.contains(text)),
             Self::StartsWith(texts) => texts.iter().any(|text| value.starts_with(text)),

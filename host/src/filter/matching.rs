@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::{Expression, Filter, Subject};
+use super::{Effort, Expression, Filter, Subject};
 use crate::data::{Descriptors, network};
 use crate::record::Key;
 
@@ -42,15 +42,23 @@ impl Filter {
         }
     }
 
-    /// True where a record matches. The resolution must be of this filter.
-    pub fn matches(&self, descriptors: &Descriptors, key: &Key, data: Option<&[u8]>, resolution: &Resolution) -> bool {
+    /// True where a record matches. The resolution must be of this filter. Where the effort is exhausted afterwards, the
+    /// answer says nothing.
+    pub fn matches(
+        &self,
+        descriptors: &Descriptors,
+        key: &Key,
+        data: Option<&[u8]>,
+        resolution: &Resolution,
+        effort: &mut Effort,
+    ) -> bool {
         let candidate = Candidate {
             descriptors,
             key,
             data,
             resolution,
         };
-        candidate.matches(&self.expression)
+        candidate.matches(&self.expression, effort)
     }
 }
 
@@ -63,16 +71,21 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    fn matches(&self, expression: &Expression) -> bool {
+    fn matches(&self, expression: &Expression, effort: &mut Effort) -> bool {
+        if effort.is_exhausted() {
+            return false;
+        }
         match expression {
-            Expression::And(parts) => !parts.is_empty() && parts.iter().all(|part| self.matches(part)),
-            Expression::Or(parts) => parts.iter().any(|part| self.matches(part)),
-            Expression::Not(part) => !self.matches(part),
-            Expression::Compare(Subject::Id, comparison) => comparison.passes(&self.key.id),
-            Expression::Compare(Subject::Type, comparison) => comparison.passes(&self.key.record_type),
+            Expression::And(parts) => !parts.is_empty() && parts.iter().all(|part| self.matches(part, effort)),
+            Expression::Or(parts) => parts.iter().any(|part| self.matches(part, effort)),
+            Expression::Not(part) => !self.matches(part, effort),
+            Expression::Compare(Subject::Id, comparison) => comparison.passes(&self.key.id, effort),
+            Expression::Compare(Subject::Type, comparison) => comparison.passes(&self.key.record_type, effort),
             Expression::Compare(Subject::Path(path), comparison) => self.data.is_some_and(|data| {
-                self.descriptors
-                    .any_value(data, path, &mut |value| comparison.passes(value))
+                effort.spend(data.len(), 1)
+                    && self
+                        .descriptors
+                        .any_value(data, path, &mut |value| comparison.passes(value, effort))
             }),
             Expression::Networks(places) => self.data.and_then(network).is_some_and(|network| {
                 places

@@ -38,20 +38,22 @@
 //! | `$isEmpty` | the negation of `$isNotEmpty`, so that it matches too where there is no such field |
 //!
 //! The operand of the last two is ignored unless it is `false`, which asks for the opposite. Equality with null is the same
-//! as `$isEmpty`. Operands become texts as in Pomerium: `true` and `false`, numbers as Go writes them (`1e+06`); since an integer field is
-//! written in plain digits, a number equals that form too.
+//! as `$isEmpty`. Operands become texts as in Pomerium: `true` and `false`, numbers as Go writes them (`1e+06`); since an
+//! integer field is written in plain digits, a number equals that form too.
 //!
 //! Pomerium's own backends know equality only and answer the other operators with an error; its `$not` on Postgres leaves
 //! out records that do not have the field, which this one matches.
 
 mod compare;
+mod effort;
 mod matching;
 mod parse;
 mod plan;
 
+pub use effort::{EFFORT_BYTES, Effort};
 pub use matching::Resolution;
 pub use parse::FilterError;
-pub use plan::{Lookup, Plan};
+pub use plan::{Lookup, MAX_SCANS, Plan};
 
 use ipnet::IpNet;
 

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::compare::Comparison;
-use super::{Expression, Filter, Subject};
+use super::{Effort, Expression, Filter, Subject};
 
 /// The most look-ups by field or network that are worth more than one scan.
-const MAX_SCANS: usize = 64;
+pub const MAX_SCANS: usize = 64;
 
 /// Where the records that may match are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl Planner<'_> {
             }
             Expression::Compare(Subject::Type, comparison) => match self.record_type {
                 // The type is the same for all records asked about.
-                Some(record_type) if !comparison.passes(record_type) => Some(BTreeSet::new()),
+                Some(record_type) if !comparison.passes(record_type, &mut Effort::default()) => Some(BTreeSet::new()),
                 _ => None,
             },
             Expression::Compare(Subject::Path(path), Comparison::Equals(values))

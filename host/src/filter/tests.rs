@@ -69,7 +69,7 @@ fn matches(filter: &Filter, data: Option<&[u8]>) -> bool {
     if let Some(network) = data.and_then(network) {
         resolution.offer(network);
     }
-    filter.matches(descriptors(), &key(), data, &resolution)
+    filter.matches(descriptors(), &key(), data, &resolution, &mut Effort::default())
 }
 
 fn check(record: Value, filter: Value, expected: bool) {
@@ -290,7 +290,7 @@ fn the_most_specific_network_wins() {
         let matching: Vec<usize> = (0..networks.len())
             .filter(|index| {
                 let data = data("google.protobuf.Struct", json!({"$index": {"cidr": networks[*index]}}));
-                filter.matches(descriptors(), &key(), Some(&data), &resolution)
+                filter.matches(descriptors(), &key(), Some(&data), &resolution, &mut Effort::default())
             })
             .collect();
         assert_eq!(matching, expected, "{filter:?}");
@@ -506,7 +506,7 @@ proptest! {
         let indexed: Vec<String> = ["text", "child.text", "int32_field", "labels.a"].map(str::to_owned).into();
         let plan = filter.plan(record_type, &indexed);
         for (key, data) in &records {
-            if !filter.matches(descriptors(), key, data.as_deref(), &resolution) {
+            if !filter.matches(descriptors(), key, data.as_deref(), &resolution, &mut Effort::default()) {
                 continue;
             }
             let found = |lookup: &Lookup| match lookup {
@@ -535,13 +535,42 @@ proptest! {
         let (key, data) = record(&entropy);
         let resolution = filter.resolution();
         prop_assert_ne!(
-            filter.matches(descriptors(), &key, data.as_deref(), &resolution),
-            negated.matches(descriptors(), &key, data.as_deref(), &resolution)
+            filter.matches(descriptors(), &key, data.as_deref(), &resolution, &mut Effort::default()),
+            negated.matches(descriptors(), &key, data.as_deref(), &resolution, &mut Effort::default())
         );
     }
 
     #[test]
     fn parsing_never_panics(text in "\\PC{0,8}", operand in "\\PC{0,8}", filter in filters()) {
         let _ = Filter::parse(&json!({ text: { operand: filter } }));
+    }
+}
+
+// === Effort ===
+
+/// A filter that each bound lets pass and that would take minutes is given up, whatever it is wrapped in.
+#[test]
+fn what_takes_too_long_is_given_up() {
+    let texts: Vec<String> = (0..9_999)
+        .map(|number| format!("{}{number:05}", "ab".repeat(50)))
+        .collect();
+    let parts: Vec<Value> = (0..400).map(|_| json!({"text": "other"})).collect();
+    let long = data(EVERYTHING, json!({"text": "ab".repeat(1_500_000)}));
+    let many = data(EVERYTHING, json!({"texts": vec!["a"; 300_000]}));
+    for (filter, record, expected) in [
+        (json!({"text": {"$contains": texts}}), &long, true),
+        (json!({"$not": {"text": {"$contains": texts}}}), &long, true),
+        (json!({"$or": parts}), &long, true),
+        (json!({"texts": {"$startsWith": texts}}), &many, true),
+        (json!({"texts": {"<": texts}}), &many, false),
+        (json!({"texts": {">": texts}}), &many, true),
+        (json!({"text": {"$contains": "no such text"}}), &long, false),
+        (json!({"text": texts}), &long, false),
+    ] {
+        let mut effort = Effort::default();
+        let parsed = Filter::parse(&filter).unwrap();
+        parsed.matches(descriptors(), &key(), Some(record), &parsed.resolution(), &mut effort);
+        let shown: String = filter.to_string().chars().take(80).collect();
+        assert_eq!(effort.is_exhausted(), expected, "{shown}, {} bytes", effort.spent());
     }
 }

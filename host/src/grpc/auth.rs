@@ -4,12 +4,18 @@
 //! begins; a stream outlives its token. The client is told as little as Pomerium tells it. The log says more, because two
 //! processes with different secrets, or with clocks apart, are the most frequent mistake of an installation; it says it at
 //! most once in a while for each reason, so that a client that tries again and again does not fill a disk.
+//!
+//! While the secret is being replaced, a token by the one from before is good too. Only that the log says now and then that
+//! somebody still uses it tells when the change is done. The secrets can be replaced while calls run.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
@@ -19,7 +25,8 @@ use serde_json::{Map, Value};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
-use crate::settings::SharedSecret;
+use crate::settings::{Secrets, SharedSecret};
+use crate::telemetry::metrics::Metrics;
 
 /// Where the token is in a call's metadata.
 pub const METADATA_KEY: &str = "jwt";
@@ -29,6 +36,9 @@ const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 /// How often a refusal for one and the same reason is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often it is logged that the secret from before is still used.
+const PREVIOUS_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How much of a text from a token the log shows, in characters.
 const SHOWN: usize = 64;
@@ -70,6 +80,19 @@ pub enum TokenError {
 }
 
 impl TokenError {
+    /// Which kind of refusal it is, for metrics.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed(_) => "malformed",
+            Self::Algorithm(_) => "algorithm",
+            Self::WrongKey => "wrong_key",
+            Self::ExtraClaim(_) => "extra_claim",
+            Self::NoExpiry => "no_expiry",
+            Self::Expired { .. } => "expired",
+        }
+    }
+
     /// What the client is told.
     fn message(&self) -> &'static str {
         if *self == Self::Missing {
@@ -86,7 +109,16 @@ impl TokenError {
 ///
 /// Never with a secret of the right length, which is the only kind there is.
 pub fn token(secret: &SharedSecret) -> Result<String, jsonwebtoken::errors::Error> {
-    let expiry = since_epoch().saturating_add(LIFETIME).as_secs();
+    token_for(secret, LIFETIME)
+}
+
+/// Makes a token that is good for so long from now, in whole seconds.
+///
+/// # Errors
+///
+/// Never with a secret of the right length, which is the only kind there is.
+pub fn token_for(secret: &SharedSecret, lifetime: Duration) -> Result<String, jsonwebtoken::errors::Error> {
+    let expiry = since_epoch().saturating_add(lifetime).as_secs();
     let claims = Map::from_iter([("exp".to_owned(), Value::from(expiry))]);
     jsonwebtoken::encode(
         &Header::new(Algorithm::HS256),
@@ -127,6 +159,12 @@ impl Verifier {
     /// See [`TokenError`].
     pub fn check(&self, token: &[u8], now: Duration) -> Result<(), TokenError> {
         let claims = match jsonwebtoken::decode::<Map<String, Value>>(token, &self.key, &self.validation) {
+            // Whoever does not know what `crit` names must refuse the token, and nothing that it could name is known here.
+            Ok(decoded) if decoded.header.crit.is_some() => {
+                return Err(TokenError::Malformed(
+                    "its header has crit, which nothing here answers to".to_owned(),
+                ));
+            }
             Ok(decoded) => decoded.claims,
             Err(error) => return Err(refusal(token, error.kind())),
         };
@@ -193,22 +231,105 @@ fn time(seconds: f64) -> String {
         )
 }
 
-/// Lets calls in that have a good token, and logs why others have not. Clones share the log's memory.
+/// Lets calls in that have a good token, and logs why others have not. Clones share the secrets and the log's memory.
 #[derive(Clone)]
 pub struct Guard(Arc<GuardState>);
 
+impl fmt::Debug for Guard {
+    /// Secrets are within.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Guard").finish_non_exhaustive()
+    }
+}
+
 struct GuardState {
-    verifier: Verifier,
-    log: RefusalLog,
+    /// Replaced as a whole, so that a call sees the secrets of one moment.
+    verifiers: ArcSwap<Verifiers>,
+    refusals: RefusalLog,
+    /// How many calls were let in with the secret from before.
+    previous_uses: AtomicU64,
+    /// When that was last logged, and how many calls there were then.
+    previous_logged: Mutex<Option<(Instant, u64)>>,
+    /// Where refusals are counted.
+    metrics: Arc<Metrics>,
+}
+
+struct Verifiers {
+    current: Verifier,
+    previous: Option<Verifier>,
+}
+
+impl From<Secrets> for Verifiers {
+    fn from(secrets: Secrets) -> Self {
+        Self {
+            current: Verifier::new(&secrets.current),
+            previous: secrets.previous.as_ref().map(Verifier::new),
+        }
+    }
+}
+
+/// Which secret a token was made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MadeWith {
+    Current,
+    Previous,
+}
+
+impl Verifiers {
+    /// Why a token is refused is said with regard to the current secret, unless only the one from before made it.
+    fn check(&self, token: &[u8], now: Duration) -> Result<MadeWith, TokenError> {
+        let error = match (self.current.check(token, now), &self.previous) {
+            (Ok(()), _) => return Ok(MadeWith::Current),
+            (Err(TokenError::WrongKey), Some(previous)) => match previous.check(token, now) {
+                Ok(()) => return Ok(MadeWith::Previous),
+                Err(error) => error,
+            },
+            (Err(error), _) => error,
+        };
+        Err(error)
+    }
 }
 
 impl Guard {
-    /// A guard that lets in who has this secret.
-    pub fn new(secret: &SharedSecret) -> Self {
+    /// A guard that lets in who has one of these secrets, and counts whom it does not.
+    pub fn new(secrets: impl Into<Secrets>, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(GuardState {
-            verifier: Verifier::new(secret),
-            log: RefusalLog::default(),
+            verifiers: ArcSwap::from_pointee(Verifiers::from(secrets.into())),
+            refusals: RefusalLog::default(),
+            previous_uses: AtomicU64::new(0),
+            previous_logged: Mutex::new(None),
+            metrics,
         }))
+    }
+
+    /// Lets in who has one of these secrets from now on. Calls that are open stay so.
+    pub fn replace(&self, secrets: impl Into<Secrets>) {
+        self.0.verifiers.store(Arc::new(Verifiers::from(secrets.into())));
+    }
+
+    /// How many calls were let in with the secret from before, since the start.
+    pub fn previous_uses(&self) -> u64 {
+        self.0.previous_uses.load(Ordering::Relaxed)
+    }
+
+    fn used_previous(&self, peer: Option<SocketAddr>) {
+        let uses = self.0.previous_uses.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if let Some(calls) = self.turn(uses, Instant::now()) {
+            let peer = peer.map(tracing::field::display);
+            tracing::info!(peer, calls, "the previous shared secret is still used");
+        }
+    }
+
+    /// How many calls have come since this was last logged, if it is to be logged now.
+    fn turn(&self, uses: u64, now: Instant) -> Option<u64> {
+        let mut logged = self.0.previous_logged.lock();
+        let before = match *logged {
+            Some((at, _)) if now.saturating_duration_since(at) < PREVIOUS_LOG_INTERVAL => return None,
+            Some((_, before)) => before,
+            None => 0,
+        };
+        *logged = Some((now, uses));
+        Some(uses.saturating_sub(before))
     }
 }
 
@@ -218,12 +339,17 @@ impl Interceptor for Guard {
         // after the caller's.
         let outcome = match request.metadata().get(METADATA_KEY) {
             None => Err(TokenError::Missing),
-            Some(token) => self.0.verifier.check(token.as_bytes(), since_epoch()),
+            Some(token) => self.0.verifiers.load().check(token.as_bytes(), since_epoch()),
         };
         match outcome {
-            Ok(()) => Ok(request),
+            Ok(MadeWith::Current) => Ok(request),
+            Ok(MadeWith::Previous) => {
+                self.used_previous(request.remote_addr());
+                Ok(request)
+            }
             Err(error) => {
-                self.0.log.refused(&error, request.remote_addr());
+                self.0.metrics.refused.count(error.kind());
+                self.0.refusals.refused(&error, request.remote_addr());
                 Err(Status::unauthenticated(error.message()))
             }
         }
@@ -234,7 +360,7 @@ impl Interceptor for Guard {
 #[derive(Default)]
 struct RefusalLog {
     /// By reason: when it was last logged and how often it was not since. There are as many as [`TokenError`] has.
-    reasons: Mutex<BTreeMap<u8, (Instant, u64)>>,
+    reasons: Mutex<BTreeMap<&'static str, (Instant, u64)>>,
 }
 
 impl RefusalLog {
@@ -247,15 +373,7 @@ impl RefusalLog {
 
     /// How many refusals were passed over since the last one that was logged, if this one is to be logged.
     fn turn(&self, error: &TokenError, now: Instant) -> Option<u64> {
-        let reason = match error {
-            TokenError::Missing => 0,
-            TokenError::Malformed(_) => 1,
-            TokenError::Algorithm(_) => 2,
-            TokenError::WrongKey => 3,
-            TokenError::ExtraClaim(_) => 4,
-            TokenError::NoExpiry => 5,
-            TokenError::Expired { .. } => 6,
-        };
+        let reason = error.kind();
         let mut reasons = self.reasons.lock();
         let (logged, unlogged) = reasons
             .get(&reason)

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use databroker_proto::registry::ServiceKind;
 use databroker_proto::{Encoded, databroker as proto, registry as registry_proto};
-use prost::Message as _;
 use prost_types::value::Kind;
 
 use crate::backend::Position;
@@ -28,6 +28,17 @@ const ADDED_PER_ANSWER: usize = 48;
 /// stream is told of them.
 const MAX_INDEXABLE_FIELDS: usize = 100;
 const MAX_FIELD_BYTES: usize = 1024;
+
+/// How long a lease's name and its holder's id may be, in bytes. Pomerium's are a few words and a UUID.
+const MAX_LEASE_BYTES: usize = 1024;
+
+/// The longest that a lease may be held without being renewed. Pomerium's clients ask for half a minute or a few minutes;
+/// a lease of a holder that is gone keeps everybody else from it until it runs out.
+const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How many services a report may have, and how long an endpoint may be, in bytes: every watch is sent all of them.
+const MAX_SERVICES: usize = 1000;
+const MAX_ENDPOINT_BYTES: usize = 2048;
 
 /// How deep a filter may be nested.
 const MAX_FILTER_DEPTH: usize = 64;
@@ -74,6 +85,36 @@ pub fn duration(field: &str, duration: Option<prost_types::Duration>) -> Result<
         duration if duration > MAX_DURATION => refuse("is too long: 2^63-1 nanoseconds are the most"),
         duration => Ok(duration),
     }
+}
+
+/// For how long a lease is to be held: more than 0 and at most a day.
+///
+/// # Errors
+///
+/// [`Invalid`] where it is absent, malformed or out of these bounds.
+pub fn lease_duration(given: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
+    let held = duration("duration", given)?;
+    if held > MAX_LEASE {
+        return Err(Invalid(
+            "duration is too long for a lease: 24 h are the most; renew it while it is needed".to_owned(),
+        ));
+    }
+    Ok(held)
+}
+
+/// A lease's name, or its holder's id: at most 1 KiB.
+///
+/// # Errors
+///
+/// [`Invalid`], naming the field, where it is longer.
+pub fn lease_text(field: &str, text: String) -> Result<String, Invalid> {
+    if text.len() > MAX_LEASE_BYTES {
+        return Err(Invalid(format!(
+            "{field} has {} bytes: a lease's may have {MAX_LEASE_BYTES} at most",
+            text.len()
+        )));
+    }
+    Ok(text)
 }
 
 /// A duration as the protocol has it.
@@ -179,17 +220,21 @@ pub fn query(request: proto::QueryRequest) -> Result<Query, Invalid> {
 }
 
 /// The answer to a Query.
+pub fn query_response(page: QueryPage) -> proto::QueryResponse {
+    proto::QueryResponse {
+        records: page.records.into_iter().map(record).collect(),
+        total_count: i64::try_from(page.total).unwrap_or(i64::MAX),
+        server_version: page.server_version,
+        record_version: page.latest_version,
+    }
+}
+
+/// An answer whose size nothing else bounds.
 ///
 /// # Errors
 ///
 /// [`BrokerError::AnswerTooLarge`] where it would be more than clients take.
-pub fn query_response(page: QueryPage) -> Result<proto::QueryResponse, BrokerError> {
-    let answer = proto::QueryResponse {
-        records: page.records.into_iter().map(record).collect(),
-        total_count: i64::try_from(page.total).unwrap_or(i64::MAX),
-        server_version: page.position.server_version,
-        record_version: page.position.latest_version,
-    };
+pub fn bounded<M: prost::Message>(answer: M) -> Result<M, BrokerError> {
     if answer.encoded_len() > MAX_MESSAGE {
         Err(BrokerError::AnswerTooLarge(MAX_MESSAGE))
     } else {
@@ -333,15 +378,31 @@ pub fn proto_checkpoint(checkpoint: Checkpoint) -> proto::Checkpoint {
     }
 }
 
-/// Services as a report has them.
-pub fn services(services: Vec<registry_proto::Service>) -> Vec<Service> {
-    services
-        .into_iter()
-        .map(|service| Service {
-            kind: service.kind,
-            endpoint: service.endpoint,
-        })
-        .collect()
+/// Services as a report has them. Where they are, and whether that is a URL, is left to those who look for them.
+///
+/// # Errors
+///
+/// [`Invalid`], naming the service by its place, where there are too many, or where a kind is none that the protocol
+/// names or an endpoint is too long.
+pub fn services(services: Vec<registry_proto::Service>) -> Result<Vec<Service>, Invalid> {
+    if services.len() > MAX_SERVICES {
+        let count = services.len();
+        return Err(Invalid(format!("services has {count} entries: {MAX_SERVICES} at most")));
+    }
+    let checked = |(place, service): (usize, registry_proto::Service)| {
+        let registry_proto::Service { kind, endpoint } = service;
+        match ServiceKind::try_from(kind) {
+            Ok(ServiceKind::UndefinedDoNotUse) | Err(_) => Err(Invalid(format!(
+                "services[{place}].kind is {kind}, which is no kind of service: give one that the protocol names"
+            ))),
+            Ok(_) if endpoint.len() > MAX_ENDPOINT_BYTES => Err(Invalid(format!(
+                "services[{place}].endpoint has {} bytes: {MAX_ENDPOINT_BYTES} at most",
+                endpoint.len()
+            ))),
+            Ok(_) => Ok(Service { kind, endpoint }),
+        }
+    };
+    services.into_iter().enumerate().map(checked).collect()
 }
 
 /// Services as lists have them.

@@ -44,8 +44,9 @@ impl DataBrokerService for DataBroker {
         request: Request<proto::AcquireLeaseRequest>,
     ) -> Result<Response<proto::AcquireLeaseResponse>, Status> {
         let request = request.into_inner();
-        let duration = convert::duration("duration", request.duration)?;
-        let id = self.0.acquire_lease(request.name, duration).await?;
+        let name = convert::lease_text("name", request.name)?;
+        let duration = convert::lease_duration(request.duration)?;
+        let id = self.0.acquire_lease(name, duration).await?;
         Ok(Response::new(proto::AcquireLeaseResponse { id }))
     }
 
@@ -76,7 +77,7 @@ impl DataBrokerService for DataBroker {
 
     async fn list_types(&self, _: Request<()>) -> Result<Response<proto::ListTypesResponse>, Status> {
         let types = self.0.list_types().await?;
-        Ok(Response::new(proto::ListTypesResponse { types }))
+        Ok(Response::new(convert::bounded(proto::ListTypesResponse { types })?))
     }
 
     async fn put(&self, request: Request<proto::PutRequest>) -> Result<Response<proto::PutResponse>, Status> {
@@ -96,19 +97,23 @@ impl DataBrokerService for DataBroker {
 
     async fn query(&self, request: Request<proto::QueryRequest>) -> Result<Response<proto::QueryResponse>, Status> {
         let page = self.0.query(convert::query(request.into_inner())?).await?;
-        Ok(Response::new(convert::query_response(page)?))
+        Ok(Response::new(convert::bounded(convert::query_response(page))?))
     }
 
     async fn release_lease(&self, request: Request<proto::ReleaseLeaseRequest>) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        self.0.release_lease(request.name, request.id).await?;
+        let name = convert::lease_text("name", request.name)?;
+        let id = convert::lease_text("id", request.id)?;
+        self.0.release_lease(name, id).await?;
         Ok(Response::new(()))
     }
 
     async fn renew_lease(&self, request: Request<proto::RenewLeaseRequest>) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let duration = convert::duration("duration", request.duration)?;
-        self.0.renew_lease(request.name, request.id, duration).await?;
+        let name = convert::lease_text("name", request.name)?;
+        let id = convert::lease_text("id", request.id)?;
+        let duration = convert::lease_duration(request.duration)?;
+        self.0.renew_lease(name, id, duration).await?;
         Ok(Response::new(()))
     }
 

@@ -2,8 +2,10 @@
 //!
 //! One answer for all names, since all of them live and die with the backend. The names are those that are served here and
 //! the one that Pomerium's proxies ask for. Written by hand because the usual implementation answers a Watch for an unknown
-//! name with an error, where the health protocol wants a message, and leaves its streams open at shutdown.
+//! name with an error, where the health protocol wants a message. The server's end ends the streams of Watch, as it does all
+//! others.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
@@ -13,7 +15,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::broker::Broker;
+use crate::backend::BackendError;
+use crate::broker::{Broker, BrokerError};
 
 /// The names that have a health; the empty one stands for the whole process.
 const NAMES: [&str; 8] = [
@@ -41,8 +44,6 @@ pub enum State {
     Serving,
     /// The backend does not answer, or the process is going down.
     NotServing,
-    /// Watches end: nothing will change any more.
-    Ended,
 }
 
 /// The service; clones share one state.
@@ -62,47 +63,56 @@ impl Reporter {
         (Self(sender), HealthService { state })
     }
 
-    /// Reports a state. Once [`State::Ended`] nothing else can be.
-    pub fn set(&self, state: State) {
-        self.0.send_if_modified(|current| {
-            let changes = *current != state && *current != State::Ended;
-            if changes {
-                *current = state;
-            }
-            changes
-        });
+    /// Reports a state; says whether it is another one than before.
+    pub fn set(&self, state: State) -> bool {
+        self.0
+            .send_if_modified(|current| std::mem::replace(current, state) != state)
     }
 
-    /// Asks the backend once and reports the outcome.
+    /// Asks the backend once, before anything is served, and reports the outcome.
     pub async fn probe(&self, broker: &Broker) {
-        let answer = tokio::time::timeout(TIME_LIMIT, broker.health()).await;
-        let failure = match &answer {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!("no answer within {TIME_LIMIT:?}")),
-        };
-        let before = *self.0.borrow();
-        match failure {
-            None => {
-                if before == State::NotServing {
-                    tracing::info!("the backend answers: serving");
-                }
-                self.set(State::Serving);
-            }
-            Some(error) => {
-                if before == State::Serving {
-                    tracing::error!(error, "the backend does not answer: not serving");
-                }
-                self.set(State::NotServing);
+        // Without an answer in time nothing is served yet, which is what is reported already.
+        let _ = tokio::time::timeout(TIME_LIMIT, self.ask(broker)).await;
+    }
+
+    /// Asks the backend again and again. Returns only when its plugin has stopped, which no waiting mends, and says why.
+    pub async fn follow(&self, broker: &Broker) -> String {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            if let Err(BrokerError::Backend(BackendError::Stopped(cause))) = self.ask(broker).await {
+                return cause;
             }
         }
     }
 
-    /// Asks the backend again and again, until it is dropped.
-    pub async fn follow(&self, broker: &Broker) {
-        loop {
-            tokio::time::sleep(INTERVAL).await;
-            self.probe(broker).await;
+    /// A backend that is late with its answer is not asked again before it has come, so that questions do not pile up.
+    async fn ask(&self, broker: &Broker) -> Result<(), BrokerError> {
+        let mut answer = pin!(broker.health());
+        let answer = match tokio::time::timeout(TIME_LIMIT, &mut answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.report(Some(&format!(
+                    "no answer within {TIME_LIMIT:?}: the plugin computes, or waits for its store"
+                )));
+                answer.await
+            }
+        };
+        self.report(answer.as_ref().err().map(ToString::to_string).as_deref());
+        answer
+    }
+
+    fn report(&self, failure: Option<&str>) {
+        match failure {
+            None => {
+                if self.set(State::Serving) {
+                    tracing::info!("the backend answers: serving");
+                }
+            }
+            Some(error) => {
+                if self.set(State::NotServing) {
+                    tracing::error!(error, "the backend does not answer: not serving");
+                }
+            }
         }
     }
 }
@@ -119,7 +129,7 @@ impl Health for HealthService {
         }
         let status = match *self.state.borrow() {
             State::Serving => ServingStatus::Serving,
-            State::NotServing | State::Ended => ServingStatus::NotServing,
+            State::NotServing => ServingStatus::NotServing,
         };
         Ok(Response::new(response(status)))
     }
@@ -132,28 +142,25 @@ impl Health for HealthService {
     }
 }
 
-/// The status at once and whenever it changes; ends with UNAVAILABLE at shutdown. The status of an unknown name is just
-/// that and never changes.
+/// The status at once and whenever it changes. That of an unknown name is just that and never changes.
 fn statuses(
     mut state: watch::Receiver<State>,
     known: bool,
 ) -> impl stream::Stream<Item = Result<HealthCheckResponse, Status>> {
     state.mark_changed();
-    stream::unfold(Some((state, None)), move |unfinished| async move {
-        let (mut state, sent) = unfinished?;
+    stream::unfold((state, None), move |(mut state, sent)| async move {
         loop {
-            let now = match state.changed().await {
-                Ok(()) => *state.borrow_and_update(),
-                Err(_) => State::Ended,
-            };
-            let status = match now {
-                State::Ended => return Some((Err(Status::unavailable("the databroker is shutting down")), None)),
+            if state.changed().await.is_err() {
+                // Nothing reports any more: the server is about to end.
+                std::future::pending::<()>().await;
+            }
+            let status = match *state.borrow_and_update() {
                 _ if !known => ServingStatus::ServiceUnknown,
                 State::Serving => ServingStatus::Serving,
                 State::NotServing => ServingStatus::NotServing,
             };
             if sent != Some(status) {
-                return Some((Ok(response(status)), Some((state, Some(status)))));
+                return Some((Ok(response(status)), (state, Some(status))));
             }
         }
     })
@@ -187,9 +194,6 @@ mod tests {
         for (state, expected) in [
             (State::NotServing, ServingStatus::NotServing),
             (State::Serving, ServingStatus::Serving),
-            (State::Ended, ServingStatus::NotServing),
-            // Nothing comes after the end.
-            (State::Serving, ServingStatus::NotServing),
         ] {
             reporter.set(state);
             for name in NAMES {
@@ -200,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn watch_follows_the_state_and_ends_with_unavailable() {
+    async fn watch_follows_the_state() {
         let (reporter, service) = Reporter::new();
         let mut known = service
             .watch(request("pomerium-databroker"))
@@ -219,11 +223,5 @@ mod tests {
         assert!(unknown.next().now_or_never().is_none());
         reporter.set(State::Serving);
         assert!(known.next().now_or_never().is_none());
-
-        reporter.set(State::Ended);
-        for stream in [&mut known, &mut unknown] {
-            assert_eq!(stream.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
-            assert!(stream.next().await.is_none());
-        }
     }
 }

@@ -2,20 +2,21 @@
 //!
 //! A service does three things with a call: it turns the request into plain types (`convert`), calls the broker, and turns
 //! the answer or the error (`status`) back. What is the same for all calls stands around the services: [`auth`] lets a call
-//! in, [`call`] sees to deadlines, panics and the log.
+//! in, `call` sees to deadlines, panics and the log.
 //!
 //! Health and reflection need no token, as with Pomerium.
 
 pub mod auth;
-pub mod call;
-pub mod checkpoint;
+pub(crate) mod call;
+pub(crate) mod checkpoint;
 pub mod client;
-pub mod convert;
-pub mod databroker;
-pub mod health;
-pub mod registry;
+pub(crate) mod convert;
+pub(crate) mod databroker;
+pub(crate) mod health;
+pub mod open_calls;
+pub(crate) mod registry;
 mod status;
-pub mod unknown;
+pub(crate) mod unknown;
 
 use std::sync::Arc;
 
@@ -34,6 +35,9 @@ use self::databroker::DataBroker;
 use self::health::HealthService;
 use self::registry::Services;
 use crate::broker::Broker;
+
+/// Most bytes of a request that needs no token, which anybody may send: the name of a service or a symbol.
+const OPEN_MESSAGE: usize = 4 << 10;
 
 /// All services: the three of the databroker behind the guard, health, and both versions of reflection.
 ///
@@ -58,7 +62,7 @@ pub fn routes(
     Ok(Routes::new(InterceptedService::new(databroker, guard.clone()))
         .add_service(InterceptedService::new(checkpoint, guard.clone()))
         .add_service(InterceptedService::new(registry, guard.clone()))
-        .add_service(HealthServer::new(health))
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?))
+        .add_service(HealthServer::new(health).max_decoding_message_size(OPEN_MESSAGE))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(OPEN_MESSAGE))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(OPEN_MESSAGE)))
 }

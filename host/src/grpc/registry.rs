@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use databroker_proto::registry as proto;
 use databroker_proto::registry_server::registry_server::Registry;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::convert;
@@ -22,7 +22,7 @@ impl Registry for Services {
     ) -> Result<Response<proto::RegisterResponse>, Status> {
         let call_back_after = self
             .0
-            .report_services(convert::services(request.into_inner().services))
+            .report_services(convert::services(request.into_inner().services)?)
             .await?;
         let call_back_after = Some(convert::proto_duration(call_back_after));
         Ok(Response::new(proto::RegisterResponse { call_back_after }))
@@ -30,13 +30,14 @@ impl Registry for Services {
 
     async fn list(&self, request: Request<proto::ListRequest>) -> Result<Response<proto::ServiceList>, Status> {
         let services = self.0.list_services(request.into_inner().kinds).await?;
-        Ok(Response::new(convert::service_list(services)))
+        Ok(Response::new(convert::bounded(convert::service_list(services))?))
     }
 
     type WatchStream = BoxStream<'static, Result<proto::ServiceList, Status>>;
 
     async fn watch(&self, request: Request<proto::ListRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let stream = self.0.watch_services(request.into_inner().kinds).await?;
-        Ok(Response::new(messages(stream, convert::service_list)))
+        let lists = stream.map(|services| convert::bounded(convert::service_list(services?)));
+        Ok(Response::new(messages(lists, |list| list)))
     }
 }

@@ -30,7 +30,7 @@ fn code(error: &BrokerError) -> Code {
         BrokerError::InvalidArgument(_) => Code::InvalidArgument,
         // What Pomerium's own server answers.
         BrokerError::Patch(_) => Code::Unknown,
-        BrokerError::AnswerTooLarge(_) => Code::ResourceExhausted,
+        BrokerError::AnswerTooLarge(_) | BrokerError::QueryTooCostly(_) => Code::ResourceExhausted,
         BrokerError::ShuttingDown => Code::Unavailable,
         BrokerError::Backend(error) => backend_code(error),
     }
@@ -39,7 +39,9 @@ fn code(error: &BrokerError) -> Code {
 fn backend_code(error: &BackendError) -> Code {
     match error {
         // Another attempt, here or at another host, may succeed. That includes a store that takes no writes at present.
-        BackendError::Unavailable(_) | BackendError::ReadOnly(_) | BackendError::Stopped(_) => Code::Unavailable,
+        BackendError::Unavailable(_) | BackendError::ReadOnly(_) | BackendError::Stopped(_) | BackendError::Closed => {
+            Code::Unavailable
+        }
         BackendError::Exhausted(_) => Code::ResourceExhausted,
         BackendError::Pruned(_) => Code::Aborted,
         BackendError::Corrupt(_) => Code::DataLoss,
@@ -98,7 +100,7 @@ mod tests {
             (
                 BackendError::Exhausted(text()).into(),
                 Code::ResourceExhausted,
-                "the store is full: why",
+                "there is no room: why",
             ),
             (
                 BackendError::Corrupt(text()).into(),

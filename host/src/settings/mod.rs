@@ -1,30 +1,47 @@
-//! What an operator can set, from the environment and from flags.
+//! What an operator can set, from a configuration file, the environment and flags.
 //!
-//! The names are Pomerium's where Pomerium has the setting, so that its configuration works here; each has a flag of the same
-//! name, which goes before the variable. All mistakes are found in one go and each says what to do, because whoever fixes
-//! one and restarts wants to be done. Secrets have no flag, since other users of a machine can read flags, and no message
-//! shows them.
+//! The names are Pomerium's where Pomerium has the setting, so that its configuration works here; a flag goes before the
+//! variable, the variable before the file. All mistakes are found in one go and each says where it is and what to do,
+//! because whoever fixes one and restarts wants to be done. Secrets have no flag, since other users of a machine can read
+//! flags, and no message shows them.
 //!
 //! An empty variable is as good as none, as it is for Pomerium; only an empty secret is a mistake, since it is hardly meant.
+//!
+//! ```text
+//! Source -> document (file) -> reader -> names, certificates, telemetry -> Settings
+//! ```
 
 mod address;
-mod key;
+mod certificates;
+mod changes;
+mod client;
+mod document;
+pub(crate) mod file;
+mod keys;
+mod names;
+mod pomerium;
 mod reader;
+mod reference;
 mod secret;
+mod telemetry;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tracing::level_filters::LevelFilter;
-
 pub use address::{Address, AddressError};
-pub use key::{ALL, Key};
+pub use changes::Changes;
+pub use client::{Client, client};
+pub(crate) use file::read as read_file;
+pub use keys::{ALL, Group, Key, Origin, Shape};
 pub use reader::{Mistake, Mistakes, Source};
-pub use secret::{SECRET_LENGTH, SecretError, SharedSecret};
+pub use reference::reference;
+pub use secret::{SECRET_LENGTH, SecretError, Secrets, SharedSecret};
 
-use reader::Reader;
+use reader::{Fingerprints, Reader};
 
-use crate::component;
+use crate::telemetry::config::Config as Telemetry;
+use crate::{component, tls};
 
 /// All settings of `serve`, checked.
 #[derive(Debug)]
@@ -32,7 +49,11 @@ pub struct Settings {
     /// Where to listen.
     pub address: Address,
     /// What callers prove themselves with.
-    pub secret: Secret,
+    pub secrets: Secrets,
+    /// Where certificates come from; none to serve without TLS. They were loaded once already, to check them.
+    pub tls: Option<tls::Source>,
+    /// How often files of certificates are looked at.
+    pub tls_reload_interval: Duration,
     /// Which plugin, and what it is given.
     pub storage: component::Config,
     /// A file with descriptors of more record types.
@@ -43,80 +64,89 @@ pub struct Settings {
     pub clean_interval: Duration,
     /// How long a shutdown may take.
     pub grace_period: Duration,
-    /// How much is logged.
-    pub log_level: LevelFilter,
+    /// What is logged, measured, traced and told about health.
+    pub telemetry: Telemetry,
+    /// What an operator should hear at start and after a reload.
+    pub notices: Vec<Notice>,
+    /// What tells changed values.
+    fingerprints: Fingerprints,
 }
 
-/// Where the shared secret comes from.
-#[derive(Debug)]
-pub enum Secret {
-    /// It is configured.
-    Configured(SharedSecret),
-    /// It was made for this run, since none is configured and nobody but this machine is served.
-    Generated(SharedSecret),
+/// Something about the settings that is no mistake. One line each, without secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Good to know.
+    Info(String),
+    /// To be looked at.
+    Warning(String),
 }
 
-impl Secret {
-    /// The secret.
-    pub fn get(&self) -> &SharedSecret {
-        match self {
-            Self::Configured(secret) | Self::Generated(secret) => secret,
-        }
+impl fmt::Display for Notice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Info(text) | Self::Warning(text)) = self;
+        formatter.write_str(text)
     }
 }
 
 impl Settings {
-    /// Reads and checks all settings.
+    /// Reads and checks all settings, and the files of secrets and certificates that they name.
     ///
     /// # Errors
     ///
     /// All mistakes there are.
     pub fn read(source: &Source) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(source);
-        let address = reader.parsed(&key::GRPC_ADDRESS, Address::default(), |text| {
-            Address::parse(text).map_err(|error| error.to_string())
-        });
-        check_plaintext(&mut reader, &address);
+        names::check(&mut reader);
+        let address = reader.parsed(&keys::GRPC_ADDRESS, Address::default(), address);
         check_services(&mut reader);
-        let secret = secret(&mut reader, address.is_loopback());
+        let secrets = secrets(&mut reader, &address);
+        let tls = certificates::grpc(&mut reader, &address, &secrets.current);
+        if secrets.previous.is_some() && tls.as_ref().is_some_and(|tls| tls.derive.is_some()) {
+            reader.warn(
+                "the certificate is derived from the new secret, so clients that have the one of SHARED_SECRET_PREVIOUS do \
+                 not trust it: to change the secret without a break, serve a certificate from a file"
+                    .to_owned(),
+            );
+        }
         let storage = component::Config {
             plugin: reader.parsed(
-                &key::STORAGE_TYPE,
+                &keys::STORAGE_TYPE,
                 component::Source::BuiltIn("memory".to_owned()),
                 plugin,
             ),
             connection_string: reader
-                .text_or_file(&key::STORAGE_CONNECTION_STRING, &key::STORAGE_CONNECTION_STRING_FILE)
-                .map(|text| text.trim().to_owned()),
-            cache_dir: reader.text(&key::PLUGIN_CACHE_DIR).map(PathBuf::from),
+                .text_or_file(&keys::STORAGE_CONNECTION_STRING, &keys::STORAGE_CONNECTION_STRING_FILE)
+                .map(|(_, text)| text.trim().to_owned()),
+            cache_dir: reader.text(&keys::PLUGIN_CACHE_DIR).map(PathBuf::from),
             limits: component::Limits::default(),
         };
-        let settings = Self {
-            storage,
-            record_descriptors: reader.text(&key::RECORD_DESCRIPTORS).map(PathBuf::from),
-            history: duration(
-                &mut reader,
-                &key::HISTORY,
-                Duration::from_secs(60 * 60),
-                (SHORTEST, 10 * YEAR),
-            ),
-            clean_interval: duration(
-                &mut reader,
-                &key::CLEAN_INTERVAL,
-                Duration::from_secs(60),
-                (SHORTEST, 24 * HOUR),
-            ),
-            grace_period: duration(
-                &mut reader,
-                &key::GRACE_PERIOD,
-                Duration::from_secs(10),
-                (Duration::ZERO, HOUR),
-            ),
-            log_level: reader.parsed(&key::LOG_LEVEL, LevelFilter::INFO, log_level),
+        let record_descriptors = reader.text(&keys::RECORD_DESCRIPTORS).map(PathBuf::from);
+        let mut duration = |key: &'static Key, default, bounds| duration(&mut reader, key, default, bounds);
+        let history = duration(&keys::HISTORY, HOUR, (SHORTEST, 10 * YEAR));
+        let clean_interval = duration(&keys::CLEAN_INTERVAL, Duration::from_secs(60), (SHORTEST, 24 * HOUR));
+        let grace_period = duration(&keys::GRACE_PERIOD, Duration::from_secs(10), (Duration::ZERO, HOUR));
+        let tls_reload_interval = duration(
+            &keys::TLS_RELOAD_INTERVAL,
+            Duration::from_secs(10),
+            (Duration::from_millis(100), 24 * HOUR),
+        );
+        let telemetry = telemetry::read(&mut reader);
+        check_addresses(&mut reader, &address, &telemetry);
+        let (notices, fingerprints) = reader.finish()?;
+        Ok(Self {
             address,
-            secret,
-        };
-        reader.finish().map(|()| settings)
+            secrets,
+            tls,
+            tls_reload_interval,
+            storage,
+            record_descriptors,
+            history,
+            clean_interval,
+            grace_period,
+            telemetry,
+            notices,
+            fingerprints,
+        })
     }
 }
 
@@ -127,8 +157,8 @@ impl Settings {
 /// The mistake.
 pub fn client_secret(source: &Source) -> Result<SharedSecret, Mistakes> {
     let mut reader = Reader::new(source);
-    let secret = secret(&mut reader, false);
-    reader.finish().map(|()| secret.get().clone())
+    let secret = current_secret(&mut reader, false);
+    reader.finish().map(|_| secret.0)
 }
 
 /// Shorter than anybody needs but tests.
@@ -137,80 +167,96 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 /// A year of 365 days, in a bound only.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-fn secret(reader: &mut Reader<'_>, may_be_generated: bool) -> Secret {
-    // The file's text is taken as it is: a line end in it is a mistake for Pomerium too, and both must agree.
-    let (key, text) = match reader.text_or_file_unless_absent(&key::SHARED_SECRET, &key::SHARED_SECRET_FILE) {
-        Some(found) => found,
-        None => {
-            if !may_be_generated && !reader.has_mistake_of(&key::SHARED_SECRET_FILE) {
-                reader.mistake(
-                    &key::SHARED_SECRET,
-                    "it is not set".to_owned(),
-                    "set it to the value that Pomerium has, base64 of 32 bytes such as `head -c32 /dev/urandom | base64` makes",
-                );
-            }
-            return Secret::Generated(SharedSecret::generate());
+fn secrets(reader: &mut Reader<'_>, address: &Address) -> Secrets {
+    let (current, generated) = current_secret(reader, address.is_loopback());
+    let previous = reader.text_or_file(&keys::SHARED_SECRET_PREVIOUS, &keys::SHARED_SECRET_PREVIOUS_FILE);
+    let previous = previous.and_then(|(key, text)| {
+        let secret = parse_secret(reader, key, &text)?;
+        if generated && !reader.has_mistakes() {
+            let remedy = "set SHARED_SECRET to the new one, or delete it";
+            reader.mistake(key, "there is no secret after it".to_owned(), remedy);
+        } else if secret == current {
+            let place = reader.place(key);
+            reader.warn(format!("{place}: it is the same as SHARED_SECRET: delete it"));
         }
-    };
-    match SharedSecret::parse(&text) {
-        Ok(secret) => Secret::Configured(secret),
-        Err(error) => {
-            let remedy = match error {
-                SecretError::Whitespace => {
-                    "remove the spaces and line ends around it; `printf %s` writes a file without one"
-                }
-                _ => {
-                    "set it to the value that Pomerium has, base64 of 32 bytes such as `head -c32 /dev/urandom | base64` makes"
-                }
-            };
-            reader.mistake(key, error.to_string(), remedy);
-            Secret::Generated(SharedSecret::generate())
-        }
+        Some(secret)
+    });
+    Secrets {
+        current,
+        previous,
+        generated,
     }
 }
 
-fn check_plaintext(reader: &mut Reader<'_>, address: &Address) {
-    let insecure = reader.parsed(&key::GRPC_INSECURE, None, |text| {
-        match text.to_ascii_lowercase().as_str() {
-            "true" | "1" | "t" => Ok(Some(true)),
-            "false" | "0" | "f" => Ok(Some(false)),
-            _ => Err("it is neither true nor false".to_owned()),
+/// The secret, and whether it was made up.
+fn current_secret(reader: &mut Reader<'_>, may_be_generated: bool) -> (SharedSecret, bool) {
+    // The file's text is taken as it is: a line end in it is a mistake for Pomerium too, and both must agree.
+    let found = reader.text_or_file_unless_absent(&keys::SHARED_SECRET, &keys::SHARED_SECRET_FILE);
+    let parsed = match found {
+        Some((key, text)) => parse_secret(reader, key, &text),
+        None => {
+            if !may_be_generated && !reader.has_mistake_of(&keys::SHARED_SECRET_FILE) {
+                let key = &keys::SHARED_SECRET;
+                reader.mistake(key, "it is not set".to_owned(), key.remedy);
+            }
+            None
         }
-    });
-    let remedy = "set GRPC_INSECURE=true and leave TLS to a proxy, or listen on 127.0.0.1";
-    match insecure {
-        Some(true) => {}
-        Some(false) => {
-            reader.mistake(
-                &key::GRPC_INSECURE,
-                "it asks for TLS, which this version does not have yet".to_owned(),
-                remedy,
-            );
+    };
+    parsed.map_or_else(|| (SharedSecret::generate(), true), |secret| (secret, false))
+}
+
+fn parse_secret(reader: &mut Reader<'_>, key: &'static Key, text: &str) -> Option<SharedSecret> {
+    let error = match SharedSecret::parse(text) {
+        Ok(secret) => return Some(secret),
+        Err(error) => error,
+    };
+    let remedy = match error {
+        SecretError::Whitespace => "remove the spaces and line ends around it; `printf %s` writes a file without one",
+        SecretError::NotBase64(_) if text.len() == SECRET_LENGTH => {
+            "it looks like the bytes themselves: write them as base64, as `base64 -w0` does"
         }
-        None if address.is_loopback() || reader.has_mistake_of(&key::GRPC_INSECURE) => {}
-        None if reader.has_mistake_of(&key::GRPC_ADDRESS) => {}
-        None => reader.mistake(
-            &key::GRPC_INSECURE,
-            format!("{address} can be reached from other machines, and this version does not have TLS yet"),
-            remedy,
-        ),
-    }
+        _ => keys::SHARED_SECRET.remedy,
+    };
+    reader.mistake(key, error.to_string(), remedy);
+    None
 }
 
 /// `SERVICES` decides what a Pomerium process runs; here it must merely not exclude the databroker.
 fn check_services(reader: &mut Reader<'_>) {
-    reader.parsed(&key::SERVICES, (), |text| {
-        let databroker = text
-            .split(',')
-            .any(|service| matches!(service.trim(), "all" | "databroker" | "cache"));
-        if databroker {
-            Ok(())
-        } else {
-            Err(format!(
-                "{text:?} does not include databroker, which is all that this serves"
-            ))
+    let key = &keys::SERVICES;
+    let services = reader.list(key);
+    let databroker = services
+        .iter()
+        .any(|service| matches!(service.as_str(), "all" | "databroker" | "cache"));
+    if !services.is_empty() && !databroker {
+        let services = services.join(",");
+        let wrong = format!("{services:?} does not include databroker, which is all that this serves");
+        reader.mistake(key, wrong, key.remedy);
+    }
+}
+
+/// Two listeners on one address could not both start.
+fn check_addresses(reader: &mut Reader<'_>, grpc: &Address, telemetry: &Telemetry) {
+    let health = telemetry.health.as_ref();
+    let metrics = telemetry.metrics.as_ref().map(|metrics| &metrics.address);
+    let taken = [
+        (&keys::METRICS_ADDRESS, metrics, "GRPC_ADDRESS", Some(grpc)),
+        (&keys::HEALTH_CHECK_ADDR, health, "GRPC_ADDRESS", Some(grpc)),
+        (&keys::HEALTH_CHECK_ADDR, health, "METRICS_ADDRESS", metrics),
+    ];
+    for (key, address, other, taken) in taken {
+        if let (Some(address), Some(taken)) = (address, taken)
+            && address == taken
+            && address.port() != 0
+        {
+            let wrong = format!("{address} is where {other} listens");
+            reader.mistake(key, wrong, "choose another port");
         }
-    });
+    }
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    Address::parse(text).map_err(|error| error.to_string())
 }
 
 fn plugin(text: &str) -> Result<component::Source, String> {
@@ -227,27 +273,11 @@ fn plugin(text: &str) -> Result<component::Source, String> {
     if text.contains('/') || text.ends_with(".wasm") {
         return Ok(component::Source::File(PathBuf::from(text)));
     }
-    let not_yet = if matches!(text, "file" | "postgres") {
-        ", which this version does not have yet"
+    let known = built_ins.join(", ");
+    Err(if matches!(text, "file" | "postgres") {
+        format!("{text:?} is a store of Pomerium's that this version has no plugin for; there is {known}")
     } else {
-        ""
-    };
-    Err(format!(
-        "{text:?} is not a storage plugin{not_yet}; there is {}",
-        built_ins.join(", ")
-    ))
-}
-
-/// Pomerium's names of levels.
-fn log_level(text: &str) -> Result<LevelFilter, String> {
-    Ok(match text.to_ascii_lowercase().as_str() {
-        "trace" => LevelFilter::TRACE,
-        "debug" => LevelFilter::DEBUG,
-        "info" => LevelFilter::INFO,
-        "warn" | "warning" => LevelFilter::WARN,
-        "error" | "critical" | "fatal" | "panic" => LevelFilter::ERROR,
-        "off" | "none" | "disabled" => LevelFilter::OFF,
-        _ => return Err(format!("{text:?} is not a level")),
+        format!("{text:?} is not a storage plugin; there is {known}")
     })
 }
 

@@ -1,12 +1,19 @@
 //! Reads settings one by one and collects the mistakes.
+//!
+//! A value is looked for among the flags, then in the environment, then in the configuration file. Every mistake names the
+//! place where the value was found, so that whoever mends it looks there.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
-use super::Key;
+use sha2::{Digest as _, Sha256};
+
+use super::document::{self, Document, Node, Value};
+use super::keys::{ALL, Key};
+use super::{Notice, file};
 
 /// The most that a file with a secret or a connection string may hold, in bytes.
 const FILE_BYTES: u64 = 64 << 10;
@@ -14,6 +21,8 @@ const FILE_BYTES: u64 = 64 << 10;
 /// Where values come from, before anything looks at them.
 #[derive(Clone, Default)]
 pub struct Source {
+    /// The configuration file.
+    pub file: Option<PathBuf>,
     /// By the name of the variable: the values of the flags that were given.
     pub flags: BTreeMap<&'static str, OsString>,
     /// By name: the environment.
@@ -25,6 +34,7 @@ impl fmt::Debug for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Source")
+            .field("file", &self.file)
             .field("flags", &self.flags.keys())
             .finish_non_exhaustive()
     }
@@ -33,12 +43,12 @@ impl fmt::Debug for Source {
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// The variable or flag that is to be changed.
+    /// What is to be changed: the variable, the flag, or the file with line, column and name.
     pub setting: String,
     /// What is wrong with it; no secrets.
     pub wrong: String,
     /// What to do.
-    pub remedy: &'static str,
+    pub remedy: Cow<'static, str>,
 }
 
 impl fmt::Display for Mistake {
@@ -67,19 +77,92 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
+/// A digest of each value as it was set, by the name of its variable: it tells what has changed without keeping values.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Fingerprints(pub(super) BTreeMap<&'static str, [u8; 32]>);
+
+impl fmt::Debug for Fingerprints {
+    /// A digest of a short password tells the password: not shown.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Fingerprints")
+    }
+}
+
+/// A value that was set, and where.
+pub(super) struct Found {
+    /// The flag, the variable, or the file with line, column and name.
+    pub(super) place: String,
+    pub(super) value: Value,
+}
+
 /// Reads settings; every method goes on after a mistake.
 pub(super) struct Reader<'a> {
     source: &'a Source,
-    /// With the variable that each is about.
-    mistakes: Vec<(&'static str, Mistake)>,
+    document: Option<Document>,
+    /// With the variable that each is about; none for the configuration file as a whole.
+    mistakes: Vec<(Option<&'static str>, Mistake)>,
+    notices: Vec<Notice>,
+    /// By variable: the digest of the file that it names, where one was read.
+    contents: BTreeMap<&'static str, [u8; 32]>,
 }
 
 impl<'a> Reader<'a> {
+    /// Reads the configuration file, if there is one.
     pub(super) fn new(source: &'a Source) -> Self {
-        Self {
+        let mut reader = Self {
             source,
+            document: None,
             mistakes: Vec::new(),
+            notices: Vec::new(),
+            contents: BTreeMap::new(),
+        };
+        if let Some(path) = &source.file {
+            match Document::read(path) {
+                Ok(document) => reader.document = Some(document),
+                Err(mistake) => reader.mistakes.push((None, mistake)),
+            }
         }
+        for key in ALL {
+            let flag = source.flags.get(key.variable).map(|value| (place_of_flag(key), value));
+            let variable = reader.variable(key).map(|value| (key.variable.to_owned(), value));
+            let unreadable = flag.or(variable).filter(|(_, value)| value.to_str().is_none());
+            if let Some((place, _)) = unreadable {
+                reader.mistake_at(key, place, "it is not UTF-8".to_owned(), key.remedy);
+            }
+        }
+        reader
+    }
+
+    /// The value of a setting and its place. An empty variable counts only where there is nothing else.
+    pub(super) fn find(&self, key: &Key) -> Option<Found> {
+        let text = |place, value: &OsStr| {
+            let value = Value::Text(value.to_str()?.to_owned());
+            Some(Found { place, value })
+        };
+        if let Some(value) = self.source.flags.get(key.variable) {
+            return text(place_of_flag(key), value);
+        }
+        let variable = self.variable(key);
+        if let Some(value) = variable.filter(|value| !value.is_empty()) {
+            return text(key.variable.to_owned(), value);
+        }
+        let name = key.yaml();
+        let entry = self.document.as_ref().and_then(|document| document.entries.get(&name));
+        match entry {
+            Some(Node { place, value }) if !matches!(value, Value::Absent) => Some(Found {
+                place: format!("{place}: {name}"),
+                value: value.clone(),
+            }),
+            _ => variable.and_then(|value| text(key.variable.to_owned(), value)),
+        }
+    }
+
+    /// Where a setting is set to something, if it is.
+    pub(super) fn given(&self, key: &Key) -> Option<String> {
+        let empty = |value: &Value| matches!(value, Value::Text(text) if text.trim().is_empty());
+        self.find(key)
+            .filter(|found| !empty(&found.value))
+            .map(|found| found.place)
     }
 
     /// The text of a setting; none where it is absent or empty.
@@ -95,7 +178,7 @@ impl<'a> Reader<'a> {
         default: T,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> T {
-        let Some(text) = self.text(key) else {
+        let Some(text) = self.text(key).filter(|text| !text.trim().is_empty()) else {
             return default;
         };
         match parse(text.trim()) {
@@ -107,14 +190,58 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The text of a setting or of the file that another names; the file goes first.
-    pub(super) fn text_or_file(&mut self, key: &'static Key, file: &'static Key) -> Option<String> {
-        self.text_or_file_unless_absent(key, file)
-            .map(|(_, text)| text)
-            .filter(|text| !text.is_empty())
+    /// The parts of a list: of YAML, or of a text with commas between them.
+    pub(super) fn list(&mut self, key: &'static Key) -> Vec<String> {
+        let parts = match self.find(key).map(|found| found.value) {
+            None | Some(Value::Absent) => return Vec::new(),
+            Some(Value::Text(text)) => text.split(',').map(str::to_owned).collect(),
+            Some(Value::List(parts)) => {
+                let texts = parts.into_iter().map(|part| match part.value {
+                    Value::Text(text) => Ok(text),
+                    other => Err(other),
+                });
+                match texts.collect::<Result<Vec<_>, _>>() {
+                    Ok(parts) => parts,
+                    Err(other) => {
+                        let wrong = format!("it has {} in a list of texts", other.kind());
+                        self.mistake(key, wrong, key.remedy);
+                        return Vec::new();
+                    }
+                }
+            }
+            Some(other) => {
+                let wrong = format!("it is {} where a list is expected", other.kind());
+                self.mistake(key, wrong, key.remedy);
+                return Vec::new();
+            }
+        };
+        let trimmed = parts.iter().map(|part| part.trim());
+        trimmed.filter(|part| !part.is_empty()).map(str::to_owned).collect()
     }
 
-    /// The same, where an empty text is one too, together with the setting that it comes from.
+    /// The value of a setting that is more than texts. One that was set as a text is read as YAML.
+    pub(super) fn structure(&mut self, key: &'static Key) -> Option<Found> {
+        let found = self.find(key)?;
+        match &found.value {
+            Value::Text(text) if text.trim().is_empty() => None,
+            Value::Text(text) => match document::inline(&found.place, text) {
+                Ok(value) => Some(Found { value, ..found }),
+                Err(wrong) => {
+                    self.mistake(key, wrong, key.remedy);
+                    None
+                }
+            },
+            _ => Some(found),
+        }
+    }
+
+    /// The text of a setting or of the file that another names; the file goes first.
+    pub(super) fn text_or_file(&mut self, key: &'static Key, file: &'static Key) -> Option<(&'static Key, String)> {
+        self.text_or_file_unless_absent(key, file)
+            .filter(|(_, text)| !text.is_empty())
+    }
+
+    /// The same, where an empty text is one too.
     pub(super) fn text_or_file_unless_absent(
         &mut self,
         key: &'static Key,
@@ -123,59 +250,150 @@ impl<'a> Reader<'a> {
         let Some(path) = self.text(file) else {
             return self.raw(key).map(|text| (key, text));
         };
-        match read(&path) {
-            Ok(text) => Some((file, text)),
+        let path = Path::new(&path);
+        let contents = match file::read(path, FILE_BYTES) {
+            Ok(contents) => contents,
             Err(error) => {
-                self.mistake(file, format!("cannot read {path:?}: {error}"), file.remedy);
+                self.mistake(file, format!("{path:?}: {error}"), file.remedy);
+                return None;
+            }
+        };
+        self.contents
+            .insert(file.variable, Sha256::digest(&contents.bytes).into());
+        if contents.others_can_read {
+            let place = self.place(file);
+            self.warn(format!(
+                "{place}: users other than its owner can read {path:?}: chmod 600"
+            ));
+        }
+        let length = contents.bytes.len();
+        match String::from_utf8(contents.bytes) {
+            Ok(text) => Some((file, text)),
+            Err(_) => {
+                let wrong = format!("{path:?}: it holds {length} raw bytes, no text");
+                self.mistake(file, wrong, "write them as base64: `base64 -w0 FILE`");
                 None
             }
         }
     }
 
-    /// Notes a mistake.
-    pub(super) fn mistake(&mut self, key: &'static Key, wrong: String, remedy: &'static str) {
-        let setting = match key.flag {
-            Some(flag) if self.source.flags.contains_key(key.variable) => format!("--{flag}"),
-            _ => key.variable.to_owned(),
-        };
-        self.mistakes.push((key.variable, Mistake { setting, wrong, remedy }));
+    /// Notes a mistake, at the place where the value was found.
+    pub(super) fn mistake(&mut self, key: &'static Key, wrong: String, remedy: impl Into<Cow<'static, str>>) {
+        let place = self.place(key);
+        self.mistake_at(key, place, wrong, remedy);
+    }
+
+    /// Notes a mistake that is at another place than the setting that it is about.
+    pub(super) fn mistake_at(
+        &mut self,
+        key: &'static Key,
+        setting: String,
+        wrong: String,
+        remedy: impl Into<Cow<'static, str>>,
+    ) {
+        let remedy = remedy.into();
+        self.mistakes
+            .push((Some(key.variable), Mistake { setting, wrong, remedy }));
+    }
+
+    /// Notes a mistake that is about no setting.
+    pub(super) fn foreign_mistake(&mut self, mistake: Mistake) {
+        self.mistakes.push((None, mistake));
     }
 
     pub(super) fn has_mistake_of(&self, key: &'static Key) -> bool {
-        self.mistakes.iter().any(|(variable, _)| *variable == key.variable)
+        self.mistakes
+            .iter()
+            .any(|(variable, _)| *variable == Some(key.variable))
     }
 
-    pub(super) fn finish(self) -> Result<(), Mistakes> {
-        if self.mistakes.is_empty() {
-            return Ok(());
+    pub(super) fn has_mistakes(&self) -> bool {
+        !self.mistakes.is_empty()
+    }
+
+    /// Notes what an operator should look at.
+    pub(super) fn warn(&mut self, text: String) {
+        self.notices.push(Notice::Warning(text));
+    }
+
+    /// Notes what an operator may want to know.
+    pub(super) fn inform(&mut self, text: String) {
+        self.notices.push(Notice::Info(text));
+    }
+
+    pub(super) fn document(&self) -> Option<&Document> {
+        self.document.as_ref()
+    }
+
+    pub(super) fn source(&self) -> &'a Source {
+        self.source
+    }
+
+    /// Where the setting is set, or its variable's name where it is not.
+    pub(super) fn place(&self, key: &Key) -> String {
+        self.find(key)
+            .map_or_else(|| key.variable.to_owned(), |found| found.place)
+    }
+
+    /// The notices and what tells changed values, or all mistakes.
+    pub(super) fn finish(self) -> Result<(Vec<Notice>, Fingerprints), Mistakes> {
+        if !self.mistakes.is_empty() {
+            let mistakes = self.mistakes.into_iter().map(|(_, mistake)| mistake);
+            return Err(Mistakes(mistakes.collect()));
         }
-        Err(Mistakes(
-            self.mistakes.into_iter().map(|(_, mistake)| mistake).collect(),
-        ))
+        let fingerprint = |key: &&'static Key| {
+            let mut digest = Sha256::new();
+            hash(&mut digest, &self.find(key)?.value);
+            digest.update(self.contents.get(key.variable).copied().unwrap_or_default());
+            Some((key.variable, digest.finalize().into()))
+        };
+        let fingerprints = ALL.iter().filter_map(fingerprint).collect();
+        Ok((self.notices, Fingerprints(fingerprints)))
+    }
+
+    fn variable(&self, key: &Key) -> Option<&'a OsString> {
+        self.source.environment.get(OsStr::new(key.variable))
     }
 
     fn raw(&mut self, key: &'static Key) -> Option<String> {
-        let variable = std::ffi::OsStr::new(key.variable);
-        let value = self
-            .source
-            .flags
-            .get(key.variable)
-            .or_else(|| self.source.environment.get(variable))?;
-        match value.to_str() {
-            Some(text) => Some(text.to_owned()),
-            None => {
-                self.mistake(key, "it is not UTF-8".to_owned(), key.remedy);
+        match self.find(key)?.value {
+            Value::Text(text) => Some(text),
+            Value::Absent => None,
+            other => {
+                let wrong = format!("it is {} where a text is expected", other.kind());
+                self.mistake(key, wrong, key.remedy);
                 None
             }
         }
     }
 }
 
-fn read(path: &str) -> std::io::Result<String> {
-    let mut text = String::new();
-    let length = File::open(path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
-    if u64::try_from(length).is_ok_and(|length| length > FILE_BYTES) {
-        return Err(std::io::Error::other(format!("it holds more than {FILE_BYTES} bytes")));
+fn place_of_flag(key: &Key) -> String {
+    format!("--{}", key.flag.unwrap_or(key.variable))
+}
+
+/// Takes a value into a digest, so that different values have different ones.
+fn hash(digest: &mut Sha256, value: &Value) {
+    let mut part = |tag: u8, length: usize| {
+        digest.update([tag]);
+        digest.update(length.to_be_bytes());
+    };
+    match value {
+        Value::Absent => part(0, 0),
+        Value::Text(text) => {
+            part(1, text.len());
+            digest.update(text);
+        }
+        Value::List(parts) => {
+            part(2, parts.len());
+            parts.iter().for_each(|part| hash(digest, &part.value));
+        }
+        Value::Map(parts) => {
+            part(3, parts.len());
+            for (name, part) in parts {
+                hash(digest, &Value::Text(name.clone()));
+                hash(digest, &part.value);
+            }
+        }
     }
-    Ok(text)
 }

@@ -20,6 +20,33 @@ const DECODER: GeneralPurpose = GeneralPurpose::new(
 #[derive(Clone, PartialEq, Eq)]
 pub struct SharedSecret([u8; SECRET_LENGTH]);
 
+/// The secrets that callers may have. `Debug` shows nothing of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Secrets {
+    /// What callers prove themselves with, and what this process makes tokens with.
+    pub current: SharedSecret,
+    /// The one from before, which is accepted too while it is being replaced.
+    pub previous: Option<SharedSecret>,
+    /// Whether the current one was made for this run, since none is configured and nobody but this machine is served.
+    pub generated: bool,
+}
+
+impl From<&SharedSecret> for Secrets {
+    fn from(secret: &SharedSecret) -> Self {
+        Self {
+            current: secret.clone(),
+            previous: None,
+            generated: false,
+        }
+    }
+}
+
+impl From<&Secrets> for Secrets {
+    fn from(secrets: &Secrets) -> Self {
+        secrets.clone()
+    }
+}
+
 /// Why a text is no shared secret. The messages hold nothing of the text.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SecretError {

@@ -313,6 +313,45 @@ async fn the_checkpoint_is_kept() {
 }
 
 #[tokio::test]
+async fn an_answer_of_more_than_clients_take_is_refused() {
+    let server = Server::start().await;
+    // Two of these fit into an answer, three do not.
+    let long = |start: &str| format!("{start}{}", "x".repeat(1_900_000));
+    let mut registry = server.registry_client();
+    let all = registry::ListRequest::default();
+    let mut watch = registry.watch(all.clone()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().services, []);
+    let mut watched = Ok(None);
+    for start in ["a", "b", "c"] {
+        let written = proto::Record {
+            r#type: long(start),
+            ..record("id", "")
+        };
+        server.put(vec![written]).await;
+        // As many as a report may have, about as long as they may be.
+        let endpoint = |number| format!("{start}{number:04}{}", "x".repeat(1_900));
+        let services = (0..1_000)
+            .map(|number| registry::Service {
+                kind: 1,
+                endpoint: endpoint(number),
+            })
+            .collect();
+        let request = registry::RegisterRequest {
+            services,
+            ..Default::default()
+        };
+        registry.report(request).await.unwrap();
+        watched = tokio::time::timeout(PATIENCE, watch.message()).await.unwrap();
+    }
+    let types = server.client().list_types(()).await.unwrap_err();
+    let services = registry.list(all).await.unwrap_err();
+    for status in [types, services, watched.unwrap_err()] {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().contains("more than 4194304 bytes"), "{status:?}");
+    }
+}
+
+#[tokio::test]
 async fn services_are_reported_listed_and_watched() {
     let server = Server::start().await;
     let mut client = server.registry_client();

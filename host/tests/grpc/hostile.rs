@@ -151,6 +151,33 @@ async fn absurd_requests_are_invalid() {
         duration: None,
     };
     invalid.push(("no duration", client.acquire_lease(request).await.unwrap_err()));
+    let (day, long) = (24 * 60 * 60, "n".repeat(1025));
+    let long = long.as_str();
+    for (name, lease, id, seconds) in [
+        ("a lease for days", "lease", "id", day + 1),
+        ("a lease of a long name", long, "id", 1),
+        ("a lease of a long id", "lease", long, 1),
+    ] {
+        let duration = Some(prost_types::Duration { seconds, nanos: 0 });
+        let (lease, id) = (lease.to_owned(), id.to_owned());
+        if id.len() < 1024 {
+            let request = proto::AcquireLeaseRequest {
+                name: lease.clone(),
+                duration,
+            };
+            invalid.push((name, client.acquire_lease(request).await.unwrap_err()));
+        }
+        let request = proto::RenewLeaseRequest {
+            name: lease,
+            id,
+            duration,
+        };
+        invalid.push((name, client.renew_lease(request).await.unwrap_err()));
+    }
+    let request = proto::SetOptionsRequest::default();
+    let status = client.set_options(request).await.unwrap_err();
+    assert_eq!(status.message(), "options req type is empty");
+    invalid.push(("options of the empty type", status));
 
     let query = |offset, limit, kind: Option<Kind>| proto::QueryRequest {
         offset,

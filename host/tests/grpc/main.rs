@@ -10,8 +10,13 @@
 )]
 
 mod calls;
+mod health;
 mod hostile;
 mod meta;
+mod metrics;
+mod operate;
 mod program;
 mod server;
 mod shutdown;
+mod traces;
+mod web;

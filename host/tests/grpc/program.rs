@@ -1,6 +1,7 @@
 //! The program as an operator starts it.
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::server::PATIENCE;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_databroker-host");
 
 /// A command with nothing in its environment but what a test sets.
-fn program(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+pub fn program(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(PROGRAM);
     command
         .args(arguments)
@@ -24,16 +25,16 @@ fn program(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     command
 }
 
-fn output(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub fn output(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     program(arguments, environment).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 /// A running `serve`, killed if the test fails.
-struct Serving(Child);
+pub struct Serving(pub Child);
 
 impl Serving {
     fn start(environment: &[(&str, &str)]) -> Self {
@@ -42,7 +43,7 @@ impl Serving {
     }
 
     /// Sends a signal and waits for the end: the exit code and what was logged.
-    fn end(mut self, signal: &str) -> (Option<i32>, String) {
+    pub fn end(mut self, signal: &str) -> (Option<i32>, String) {
         let id = self.0.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
         let deadline = Instant::now() + PATIENCE;
@@ -88,7 +89,7 @@ fn it_serves_without_settings_and_prints_a_line_that_makes_a_first_call() {
     let address = line.split_whitespace().last().unwrap();
     let wrong = [("SHARED_SECRET", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")];
     let refused = output(&["server-info", "--address", address], &wrong);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(77));
     assert!(
         text(&refused.stderr).contains("does not accept the token"),
         "{}",
@@ -123,6 +124,33 @@ fn an_interrupt_is_an_orderly_end_too() {
 }
 
 #[test]
+fn too_many_connections_are_told_and_waited_out() {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -n 64 && exec \"$0\" serve", PROGRAM])
+        .env("GRPC_ADDRESS", "127.0.0.1:0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut serving = Serving(command.spawn().unwrap());
+    let mut lines = BufReader::new(serving.0.stdout.take().unwrap()).lines();
+    let line = loop {
+        let line = lines.next().expect("the program prints no first call").unwrap();
+        if line.trim_start().starts_with("SHARED_SECRET=") {
+            break line;
+        }
+    };
+    let address = line.trim().rsplit_once("http://").unwrap().1;
+    // The kernel takes more than the program can.
+    let connections: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let mut log = BufReader::new(serving.0.stderr.take().unwrap()).lines();
+    let told = log.any(|line| line.unwrap().contains("LimitNOFILE"));
+    assert!(told, "nothing is said of it");
+    drop(connections);
+    let call = Command::new("sh").args(["-c", line.trim()]).output().unwrap();
+    assert!(call.status.success(), "{}", text(&call.stderr));
+}
+
+#[test]
 fn mistakes_are_told_all_at_once_a_line_each() {
     let environment = [
         ("GRPC_ADDRESS", ":5443"),
@@ -135,13 +163,7 @@ fn mistakes_are_told_all_at_once_a_line_each() {
     let named: Vec<&str> = error.lines().map(|line| line.split_once(':').unwrap().0).collect();
     assert_eq!(
         named,
-        [
-            "GRPC_INSECURE",
-            "--services",
-            "SHARED_SECRET",
-            "DATABROKER_HISTORY",
-            "LOG_LEVEL"
-        ],
+        ["--services", "SHARED_SECRET", "DATABROKER_HISTORY", "LOG_LEVEL"],
         "{error}"
     );
 }
@@ -194,7 +216,9 @@ fn what_cannot_be_started_is_told_in_one_line() {
         ];
         let failed = output(&["serve"], &environment);
         let error = text(&failed.stderr);
-        assert_eq!(failed.status.code(), Some(1), "{name}={value}: {error}");
+        // What is set is wrong, or what it names does not work.
+        let code = if name == "GRPC_ADDRESS" { 1 } else { 64 };
+        assert_eq!(failed.status.code(), Some(code), "{name}={value}: {error}");
         assert!(
             error.lines().count() == 1 && error.contains(part),
             "{name}={value}: {error}"

@@ -1,21 +1,26 @@
 //! A server of a test's own, and clients of it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use databroker_host::backend::native::{Native, Settings};
+use databroker_host::backend::{Backend, StoreInfo};
 use databroker_host::broker::{Broker, Config};
 use databroker_host::data::Descriptors;
-use databroker_host::grpc::auth::{METADATA_KEY, token};
+use databroker_host::grpc::auth::{Guard, METADATA_KEY, token};
+use databroker_host::grpc::open_calls::OpenCalls;
+use databroker_host::listener;
 use databroker_host::server::{self, ServerError};
 use databroker_host::settings::{Address, SharedSecret};
+use databroker_host::telemetry::Instruments;
 use databroker_proto::databroker::checkpoint_service_client::CheckpointServiceClient;
 use databroker_proto::databroker::data_broker_service_client::DataBrokerServiceClient;
 use databroker_proto::databroker::{GetRequest, PutRequest, PutResponse, Record};
 use databroker_proto::registry::registry_client::RegistryClient;
 use prost::Message as _;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
@@ -42,12 +47,20 @@ impl tonic::service::Interceptor for Credentials {
 
 pub type Connection = InterceptedService<Channel, Credentials>;
 
+pub fn descriptors() -> Arc<Descriptors> {
+    Arc::new(Descriptors::built_in().unwrap())
+}
+
 /// A running server.
 pub struct Server {
+    pub instruments: Instruments,
     pub broker: Arc<Broker>,
+    pub address: SocketAddr,
+    pub calls: OpenCalls,
     pub channel: Channel,
     secret: SharedSecret,
-    stop: Option<oneshot::Sender<()>>,
+    /// Each message is a signal to end.
+    signals: mpsc::Sender<()>,
     running: JoinHandle<Result<(), ServerError>>,
 }
 
@@ -57,36 +70,51 @@ impl Server {
     }
 
     pub async fn start_with_grace(grace_period: Duration) -> Self {
-        let descriptors = Arc::new(Descriptors::built_in().unwrap());
         let settings = Settings {
             connection_string: None,
             new_server_version: SERVER_VERSION,
-            descriptors: Arc::clone(&descriptors),
+            descriptors: descriptors(),
         };
         let (backend, info) = Native::open(settings).unwrap();
-        let broker = Broker::start(backend, info, Config::default(), descriptors)
+        Self::start_on(backend, info, grace_period).await
+    }
+
+    pub async fn start_on(backend: Arc<dyn Backend>, info: StoreInfo, grace_period: Duration) -> Self {
+        Self::serve(backend, info, Config::default(), grace_period).await
+    }
+
+    /// A server on a store that was opened already.
+    pub async fn serve(backend: Arc<dyn Backend>, info: StoreInfo, config: Config, grace_period: Duration) -> Self {
+        let instruments = Instruments::default();
+        let backend = instruments.measure(backend);
+        let broker = Broker::start(backend, info, config, descriptors()).await.unwrap();
+        let listener = listener::listen(&Address::parse("127.0.0.1:0").unwrap(), "GRPC_ADDRESS")
             .await
             .unwrap();
-        let listener = server::listen(&Address::parse("127.0.0.1:0").unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let secret = SharedSecret::generate();
+        let calls = OpenCalls::default();
         let config = server::Config {
-            shared_secret: secret.clone(),
-            grace_period,
+            guard: Guard::new(&secret, Arc::clone(&instruments.metrics)),
+            grace_period: watch::channel(grace_period).1,
+            tls: None,
+            calls: calls.clone(),
+            instruments: instruments.clone(),
         };
-        let (stop, stopped) = oneshot::channel();
-        let shutdown = async {
-            let _ = stopped.await;
-        };
-        let running = tokio::spawn(server::run(listener, Arc::clone(&broker), config, shutdown));
+        let (signals, mut received) = mpsc::channel(2);
+        let received = futures::stream::poll_fn(move |context| received.poll_recv(context));
+        let running = tokio::spawn(server::run(listener, Arc::clone(&broker), config, received));
         let channel = Endpoint::from_shared(format!("http://{address}"))
             .unwrap()
             .connect_lazy();
         Self {
+            instruments,
             broker,
+            address,
+            calls,
             channel,
             secret,
-            stop: Some(stop),
+            signals,
             running,
         }
     }
@@ -129,9 +157,9 @@ impl Server {
             .map(|response| response.into_inner().record.unwrap())
     }
 
-    /// Begins the shutdown.
-    pub fn stop(&mut self) {
-        let _ = self.stop.take().unwrap().send(());
+    /// Sends a signal, the first of which begins the shutdown.
+    pub fn stop(&self) {
+        self.signals.try_send(()).unwrap();
     }
 
     /// Waits until the server has ended.

@@ -41,8 +41,9 @@ impl Budget {
     /// The least that a connection string may ask for: 1 MiB.
     pub const LEAST: Self = Self { limit: MEBIBYTE };
 
-    /// The most that a connection string may ask for: 3 GiB, so that a 32-bit memory has room for what is not counted.
-    pub const MOST: Self = Self { limit: 3 * GIBIBYTE };
+    /// The most that a connection string may ask for: 3000 MiB. With a third more and 64 MiB for what is not counted, that
+    /// is within the 4 GiB of a 32-bit memory.
+    pub const MOST: Self = Self { limit: 3000 * MEBIBYTE };
 
     /// A budget of so many bytes.
     pub const fn of(limit: u64) -> Self {
@@ -142,7 +143,7 @@ impl std::fmt::Display for SettingsError {
                 "the memory store's `budget` must be a whole number of bytes, or one followed by KiB, MiB or GiB, such \
                  as `512MiB`"
             }
-            Self::Range => "the memory store's `budget` must be at least 1MiB and at most 3GiB",
+            Self::Range => "the memory store's `budget` must be at least 1MiB and at most 3000MiB",
         })
     }
 }

@@ -7,17 +7,16 @@
 //! A failed allocation ends the instance. So besides the budget, which the store keeps, nothing large is allocated
 //! before it is known to fit: see [`has_room`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::sync::Arc;
 
-use bindings::databroker::storage::log::{self, Level};
 use bindings::databroker::storage::protobuf;
 use bindings::exports::databroker::storage::store as wit;
 use bindings::exports::databroker::storage::store::{Duration, Error, Guest, Key, Position, Record, Timestamp};
 
 use crate::{
     Batch, Bounds, Budget, Change, ChangesRequest, Checkpoint, Entry, EvictRequest, Exhausted, Extract, Hint, Lease,
-    LeaseAction, Operation, Options, Outcome, Prefix, Refusal, ScanRequest, Service, Store,
+    LeaseAction, Operation, Options, Outcome, Prefix, Refusal, ScanRequest, Service, Store, Values,
 };
 
 #[expect(unsafe_code, reason = "generated code")]
@@ -36,8 +35,6 @@ type Data = Vec<u8>;
 
 thread_local! {
     static STORE: RefCell<Option<Store<Data>>> = const { RefCell::new(None) };
-    /// How many changes had been pruned for space when that was last logged.
-    static TOLD: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Free memory that is kept for what the budget does not count: arguments (8 MiB of records), pages and other answers,
@@ -55,9 +52,6 @@ const ANSWER_BYTES: u64 = 64 << 20;
 
 /// The host is asked for this many fields of records at once, paths times records.
 const EXTRACTED: usize = 50_000;
-
-/// A line is logged when this many more changes were pruned for space.
-const TELL_EVERY: u64 = 100_000;
 
 struct Memory;
 
@@ -95,7 +89,6 @@ impl Guest for Memory {
         let batches = batches.into_iter().map(batch).collect::<Result<Vec<_>, _>>()?;
         with_store(|store| {
             let result = store.put(batches, now, &Host, &|bytes| has_room(bytes.saturating_add(HEADROOM)));
-            tell_of_pruning(store);
             Ok(wit::PutResult {
                 server_version: result.server_version,
                 batches: result.batches.into_iter().map(batch_result).collect(),
@@ -278,7 +271,6 @@ impl Guest for Memory {
         };
         with_store(|store| {
             let evicted = store.evict(&request, now);
-            tell_of_pruning(store);
             Ok(wit::Evicted {
                 server_version: evicted.server_version,
                 tombstones: records(&evicted.tombstones),
@@ -322,12 +314,22 @@ fn with_store<T>(call: impl FnOnce(&mut Store<Data>) -> Result<T, Error>) -> Res
 struct Host;
 
 impl Extract for Host {
-    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Vec<Vec<String>>> {
+    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Option<Values>> {
         let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
         let records = (EXTRACTED / paths.len().max(1)).max(1);
-        data.chunks(records)
-            .flat_map(|data| protobuf::extract(data, &paths))
-            .collect()
+        let mut values = Vec::with_capacity(data.len());
+        let mut parts: Vec<&[&[u8]]> = data.chunks(records).rev().collect();
+        while let Some(part) = parts.pop() {
+            match protobuf::extract(part, &paths) {
+                Ok(found) => values.extend(found.into_iter().map(Some)),
+                Err(_) if part.len() > 1 => {
+                    let (first, rest) = part.split_at(part.len() / 2);
+                    parts.extend([rest, first]);
+                }
+                Err(_) => values.push(None),
+            }
+        }
+        values
     }
 }
 
@@ -346,7 +348,7 @@ fn has_room(bytes: u64) -> bool {
 fn expect_room(bytes: u64) -> Result<(), Error> {
     if bytes > ANSWER_BYTES || (bytes > PAGE_BYTES && !has_room(bytes.saturating_add(PAGE_BYTES))) {
         return Err(Error::Exhausted(format!(
-            "there is no room for an answer of {bytes} bytes: ask for less at once"
+            "an answer of {bytes} bytes is more than fits: ask for less at once"
         )));
     }
     Ok(())
@@ -354,22 +356,6 @@ fn expect_room(bytes: u64) -> Result<(), Error> {
 
 fn length(text: &str) -> u64 {
     u64::try_from(text.len()).unwrap_or(u64::MAX)
-}
-
-/// Logs that history was given up, the first time and then now and again.
-fn tell_of_pruning(store: &Store<Data>) {
-    let pruned = store.pruned_for_space();
-    let told = TOLD.get();
-    if pruned > 0 && (told == 0 || pruned - told >= TELL_EVERY) {
-        TOLD.set(pruned);
-        log::write(
-            Level::Warn,
-            &format!(
-                "the memory store is full: {pruned} changes were pruned before their time since it was opened, and \
-                 readers that far behind have to start again; raise `budget` in the connection string to keep more"
-            ),
-        );
-    }
 }
 
 fn batch(changes: Vec<wit::Change>) -> Result<Batch<Data>, Error> {

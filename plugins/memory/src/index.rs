@@ -14,13 +14,21 @@ use crate::network::{NetworkIndex, Prefix};
 /// Looks into record data, which is opaque to the store.
 pub trait Extract {
     /// For each record's data and each path (field names joined by dots): the strings that a filter on that path
-    /// compares, and none where the field is not set, or where the type or the field is not known.
-    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Vec<Vec<String>>>;
+    /// compares, and none where the field is not set, or where the type or the field is not known. Nothing at all for a
+    /// record of which they are more than can be had.
+    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Option<Values>>;
 }
 
-impl<F: Fn(&[&[u8]], &[String]) -> Vec<Vec<Vec<String>>>> Extract for F {
-    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Vec<Vec<String>>> {
-        self(data, paths)
+/// For each path the values of a record.
+pub type Values = Vec<Vec<String>>;
+
+/// Why a record is refused whose values cannot be had.
+pub(crate) const TOO_MANY_VALUES: &str = "a record has more values in the indexed fields of its type than the host gives \
+                                          at once: put it with fewer, or index fewer fields";
+
+impl<F: Fn(&[&[u8]], &[String]) -> Vec<Values>> Extract for F {
+    fn extract(&self, data: &[&[u8]], paths: &[String]) -> Vec<Option<Values>> {
+        self(data, paths).into_iter().map(Some).collect()
     }
 }
 

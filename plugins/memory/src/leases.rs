@@ -41,13 +41,17 @@ struct Holder {
 }
 
 impl Leases {
-    /// What these requests can add at most.
-    pub fn cost(requests: &[Lease]) -> u64 {
-        requests
-            .iter()
-            .filter(|request| matches!(request.action, LeaseAction::Hold(_)))
-            .map(|request| cost(&request.name, &request.id))
-            .sum()
+    /// What these requests can add at most: nothing where they renew, or are refused.
+    pub fn growth(&self, requests: &[Lease], now: Timestamp) -> u64 {
+        let of_request = |request: &Lease| match (&request.action, self.held.get(&request.name)) {
+            (LeaseAction::Release, _) => 0,
+            (LeaseAction::Hold(_), Some(holder)) if holder.id == request.id || holder.until > now => 0,
+            (LeaseAction::Hold(_), Some(holder)) => {
+                cost(&request.name, &request.id).saturating_sub(cost(&request.name, &holder.id))
+            }
+            (LeaseAction::Hold(_), None) => cost(&request.name, &request.id),
+        };
+        requests.iter().map(of_request).sum()
     }
 
     /// Answers one request. Returns whether it succeeded, and by how many bytes the leases grew.

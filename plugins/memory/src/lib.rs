@@ -38,7 +38,7 @@ mod table;
 pub use batch::{Batch, Change, Operation, Outcome, PutResult, Refusal};
 pub use budget::{Budget, SettingsError};
 pub use entry::{Data, Entry, Timestamp, Version};
-pub use index::Extract;
+pub use index::{Extract, Values};
 pub use leases::{Lease, LeaseAction};
 pub use network::{Prefix, PrefixError};
 pub use page::{Bounds, ChangesPage, ChangesRequest, Hint, Position, ScanPage, ScanRequest};

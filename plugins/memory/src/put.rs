@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::batch::{Batch, Change, Operation, Outcome, PutResult, Refusal};
 use crate::budget::bytes;
 use crate::entry::{Data, Entry, Timestamp, Version, put_cost};
-use crate::index::{Extract, Indexed};
+use crate::index::{Extract, Indexed, TOO_MANY_VALUES, Values};
 use crate::retention::INSTANCE_FULL;
 use crate::store::Store;
 use crate::table::Table;
@@ -27,7 +27,7 @@ impl<D: Data> Store<D> {
     /// Applies batches, each of them whole or not at all, in their order.
     ///
     /// `has_room` says whether the memory around the store has so many bytes left, for the answer, on top of what it
-    /// needs for everything else. Where it has not, history is given up first; then batches that add are refused.
+    /// needs for everything else. Where it has not, history is given up first; then batches that grow are refused.
     pub fn put(
         &mut self,
         batches: Vec<Batch<D>>,
@@ -38,7 +38,7 @@ impl<D: Data> Store<D> {
         let mut extracted = self.extract(&batches, extract);
         let mut answer_bytes = 0;
         let results = batches.into_iter().zip(&mut extracted).map(|(batch, values)| {
-            let indexed = self.indexed(&batch, values);
+            let indexed = self.indexed(&batch, values)?;
             let answer = self.check(&batch, &indexed, answer_bytes, has_room)?;
             answer_bytes += answer;
             Ok(self.apply(batch, indexed, now))
@@ -50,8 +50,8 @@ impl<D: Data> Store<D> {
     }
 
     /// For each batch the values of its steps' indexed fields; for a batch without any, nothing. One look for each type.
-    fn extract(&self, batches: &[Batch<D>], extract: &impl Extract) -> Vec<HashMap<usize, Vec<Vec<String>>>> {
-        let mut values: Vec<HashMap<usize, Vec<Vec<String>>>> = batches.iter().map(|_| HashMap::new()).collect();
+    fn extract(&self, batches: &[Batch<D>], extract: &impl Extract) -> Vec<HashMap<usize, Option<Values>>> {
+        let mut values: Vec<HashMap<usize, Option<Values>>> = batches.iter().map(|_| HashMap::new()).collect();
         if self.options.values().all(|options| options.indexable_fields.is_empty()) {
             return values;
         }
@@ -80,21 +80,22 @@ impl<D: Data> Store<D> {
         values
     }
 
-    fn indexed(&self, batch: &Batch<D>, values: &mut HashMap<usize, Vec<Vec<String>>>) -> Vec<Indexed> {
+    fn indexed(&self, batch: &Batch<D>, values: &mut HashMap<usize, Option<Values>>) -> Result<Vec<Indexed>, Refusal> {
         let of_step = |(step, change): (usize, &Change<D>)| {
             let Operation::Upsert { network, .. } = &change.operation else {
-                return Indexed::default();
+                return Ok(Indexed::default());
             };
-            match values.remove(&step) {
-                Some(values) => match self.tables.get(change.record_type.as_str()) {
-                    Some(table) => table.indexed(*network, values),
-                    None => Indexed::default(),
-                },
-                None => Indexed {
+            let Some(values) = values.remove(&step) else {
+                return Ok(Indexed {
                     network: *network,
                     values: Vec::new(),
-                },
-            }
+                });
+            };
+            let values = values.ok_or_else(|| Refusal::Exhausted(TOO_MANY_VALUES.to_owned()))?;
+            Ok(match self.tables.get(change.record_type.as_str()) {
+                Some(table) => table.indexed(*network, values),
+                None => Indexed::default(),
+            })
         };
         batch.iter().enumerate().map(of_step).collect()
     }
@@ -122,9 +123,14 @@ impl<D: Data> Store<D> {
         if answer > Self::LARGEST_ANSWER {
             return Err(Refusal::Exhausted(TOO_MANY_DELETES.to_owned()));
         }
-        let is_harmless = (!foreseen.adds || foreseen.growth <= 0) && answer <= Self::SMALL_ANSWER;
-        while !is_harmless && !has_room(answer) {
+        let is_large = (foreseen.adds && foreseen.growth > 0) || answer > Self::SMALL_ANSWER;
+        // Until the budget is used up, what is written comes on top of the history that is kept of what it replaces.
+        let lengthens = self.usage.used().saturating_add(foreseen.written) <= self.budget.limit();
+        while (is_large || lengthens) && !has_room(answer) {
             if !self.give_up_history() {
+                if !is_large {
+                    break;
+                }
                 let text = if foreseen.adds { INSTANCE_FULL } else { TOO_MANY_DELETES };
                 return Err(Refusal::Exhausted(text.to_owned()));
             }
@@ -169,14 +175,17 @@ impl<D: Data> Store<D> {
                         foreseen.growth += signed(Table::<D>::fixed_cost(key.0));
                     }
                     foreseen.adds = true;
+                    let change = put_cost::<D>(key.1.len(), length);
+                    foreseen.written += change;
                     Some(Live {
                         version: version + 1,
                         size: bytes(key.0.len() + key.1.len() + length.unwrap_or(0)),
-                        cost: Table::<D>::record_cost(put_cost::<D>(key.1.len(), length), indexed),
+                        cost: Table::<D>::record_cost(change, indexed),
                     })
                 }
                 Operation::Delete => {
                     foreseen.answer += live.map_or(0, |live| live.size);
+                    foreseen.written += live.map_or(0, |_| put_cost::<D>(0, None));
                     None
                 }
             };
@@ -242,6 +251,8 @@ struct Foreseen {
     adds: bool,
     /// By how many bytes the live records and their indexes grow.
     growth: i64,
+    /// Bytes of the changes, which come on top of what is there.
+    written: u64,
     /// Bytes of the tombstones that go into the answer.
     answer: u64,
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::entry::Data;
-use crate::index::Extract;
+use crate::index::{Extract, TOO_MANY_VALUES};
 use crate::page::{Bounds, Filling};
 use crate::store::{Exhausted, Options, Store};
 
@@ -80,8 +80,8 @@ impl<D: Data> Store<D> {
         has_room: &impl Fn() -> bool,
     ) -> Result<bool, Exhausted> {
         if reindex.is_indexing {
-            self.index_page(reindex, extract);
-            if let Err(exhausted) = self.make_room(has_room) {
+            let indexed = self.index_page(reindex, extract);
+            if let Err(exhausted) = indexed.and_then(|()| self.make_room(has_room)) {
                 self.table(&reindex.record_type).drop_unready_fields();
                 self.forget_if_empty(&reindex.record_type);
                 return Err(exhausted);
@@ -111,10 +111,10 @@ impl<D: Data> Store<D> {
         Ok(true)
     }
 
-    fn index_page(&mut self, reindex: &mut Reindex, extract: &impl Extract) {
+    fn index_page(&mut self, reindex: &mut Reindex, extract: &impl Extract) -> Result<(), Exhausted> {
         let Some(table) = self.tables.get_mut(reindex.record_type.as_str()) else {
             reindex.is_indexing = false;
-            return;
+            return Ok(());
         };
         let mut page = Filling::new(Self::STEP);
         page.extend(table.after(reindex.after.as_deref()));
@@ -125,10 +125,12 @@ impl<D: Data> Store<D> {
             .collect();
         let data: Vec<&[u8]> = with_data.iter().map(|(_, data)| *data).collect();
         for ((entry, _), values) in with_data.iter().zip(extract.extract(&data, &table.paths())) {
+            let values = values.ok_or_else(|| Exhausted(TOO_MANY_VALUES.to_owned()))?;
             let indexed = table.indexed(table.network(entry.id()), values);
             table.set_indexed(entry.id(), indexed);
         }
         reindex.is_indexing = page.is_full;
         reindex.after = page.records.last().map(|entry| Arc::clone(entry.shared_id()));
+        Ok(())
     }
 }

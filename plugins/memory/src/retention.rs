@@ -91,7 +91,7 @@ impl<D: Data> Store<D> {
     }
 
     /// Gives up the oldest history until the budget is kept.
-    fn keep_to_budget(&mut self) {
+    pub(crate) fn keep_to_budget(&mut self) {
         while self.usage.used() > self.budget.limit() && self.log.len() > 1 {
             self.prune_oldest();
             self.pruned_for_space += 1;

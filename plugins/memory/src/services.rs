@@ -31,9 +31,10 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// What these services add at most.
-    pub fn cost(services: &[Service]) -> u64 {
-        services.iter().map(cost).sum()
+    /// What these services add at most: nothing where they are known.
+    pub fn growth(&self, services: &[Service]) -> u64 {
+        let is_new = |service: &&Service| !self.known.contains_key(*service);
+        services.iter().filter(is_new).map(cost).sum()
     }
 
     /// Adds services, or keeps them for longer; returns the bytes that were added.

@@ -157,11 +157,15 @@ impl<D: Data> Store<D> {
         }
     }
 
+    /// What fills the store, and what to do about it.
     pub(crate) fn no_room(&self) -> String {
+        let live = self.usage.live();
+        let of_tables: u64 = self.tables.values().map(Table::held).sum();
         format!(
-            "the memory store has {} bytes of live records and indexes, and its budget of {} leaves {} for them: delete \
-             records, set capacities, or raise `budget` in the connection string",
-            self.usage.live(),
+            "the memory store has {of_tables} bytes of live records and indexes and {} of leases, services and options, \
+             and its budget of {} leaves {} for them: delete records, set capacities, let leases and services run out, or \
+             raise `budget` in the connection string",
+            live.saturating_sub(of_tables),
             self.budget,
             self.budget.live_limit(),
         )
@@ -281,7 +285,7 @@ impl<D: Data> Store<D> {
     ///
     /// [`Exhausted`] where there is no room for them.
     pub fn lease(&mut self, requests: Vec<Lease>, now: Timestamp) -> Result<Vec<bool>, Exhausted> {
-        self.expect_room(Leases::cost(&requests))?;
+        self.expect_room_for_state(self.leases.growth(&requests, now))?;
         let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
             let (succeeded, growth) = self.leases.answer(request, now);
@@ -291,6 +295,7 @@ impl<D: Data> Store<D> {
             }
             answers.push(succeeded);
         }
+        self.keep_to_budget();
         Ok(answers)
     }
 
@@ -311,9 +316,10 @@ impl<D: Data> Store<D> {
     /// [`Exhausted`] where there is no room for them.
     pub fn report_services(&mut self, services: Vec<Service>, ttl: u64, now: Timestamp) -> Result<(), Exhausted> {
         self.expire_services(now);
-        self.expect_room(Services::cost(&services))?;
+        self.expect_room_for_state(self.services.growth(&services))?;
         let added = self.services.report(services, ttl, now);
         self.keep(added);
+        self.keep_to_budget();
         Ok(())
     }
 
@@ -370,7 +376,16 @@ impl<D: Data> Store<D> {
         self.pruned_for_space
     }
 
-    /// Fails unless there is room for so many bytes of small state.
+    /// Fails unless there is room for so many bytes of leases and services. They may use what is otherwise left to the
+    /// change log: where records have filled the store, whoever holds a lease is who removes some.
+    fn expect_room_for_state(&self, bytes: u64) -> Result<(), Exhausted> {
+        if bytes > 0 && self.usage.live().saturating_add(bytes) > self.budget.limit() {
+            return Err(Exhausted(self.no_room()));
+        }
+        Ok(())
+    }
+
+    /// Fails unless there is room for so many bytes of options and indexes.
     pub(crate) fn expect_room(&self, bytes: u64) -> Result<(), Exhausted> {
         if bytes > 0 && self.usage.live().saturating_add(bytes) > self.budget.live_limit() {
             return Err(Exhausted(self.no_room()));

@@ -323,6 +323,11 @@ impl<D: Data> Table<D> {
         self.charge(after, after);
     }
 
+    /// The bytes of its live records and indexes.
+    pub fn held(&self) -> u64 {
+        self.held
+    }
+
     fn charge(&mut self, charged: u64, held: u64) {
         self.charged += charged;
         self.held += held;

@@ -66,6 +66,9 @@ type Config struct {
 	ManagerOptions []manager.Option
 	// Tracer tells whether spans are recorded as in a Pomerium without an exporter, where they are made and dropped.
 	Tracer bool
+	// File is a configuration file of Pomerium's, read by Pomerium's own code; it goes before all fields above but
+	// Address and the identity manager's.
+	File string
 	// GracePeriod is how long open calls may go on at shutdown; Pomerium waits 5 seconds.
 	GracePeriod time.Duration
 }
@@ -82,7 +85,7 @@ func Serve(ctx context.Context, cfg Config, ready func(address string)) error {
 	if cfg.Tracer {
 		ctx = trace.NewContext(ctx, trace.NoopClient{})
 	}
-	pomeriumConfig, err := cfg.pomerium()
+	pomeriumConfig, err := cfg.pomerium(ctx)
 	if err != nil {
 		return err
 	}
@@ -115,7 +118,14 @@ func Serve(ctx context.Context, cfg Config, ready func(address string)) error {
 }
 
 // pomerium translates into Pomerium's configuration.
-func (cfg Config) pomerium() (*config.Config, error) {
+func (cfg Config) pomerium(ctx context.Context) (*config.Config, error) {
+	if cfg.File != "" {
+		source, err := config.NewFileOrEnvironmentSource(ctx, cfg.File, "none")
+		if err != nil {
+			return nil, err
+		}
+		return source.GetConfig(), nil
+	}
 	options := config.NewDefaultOptions()
 	options.Services = "databroker"
 	options.SharedKey = cfg.SharedSecret

@@ -10,6 +10,8 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -25,8 +27,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/pomerium/pomerium/config"
 	pomeriumgrpc "github.com/pomerium/pomerium/pkg/grpc"
 	databrokerpb "github.com/pomerium/pomerium/pkg/grpc/databroker"
 )
@@ -71,6 +75,17 @@ type Options struct {
 	History time.Duration
 	// CleanInterval is the time between two clean passes; zero leaves the default.
 	CleanInterval time.Duration
+	// File is a configuration file for the host, which then gets no settings from the environment. It listens on
+	// loopback and any port, and its secret is Secret. The stock server cannot be started so.
+	File   string
+	Secret []byte
+	// TLSDerive makes the server speak TLS with a certificate for this domain that is derived from the shared secret;
+	// with `*` it is the one that a server without any certificate has.
+	TLSDerive string
+}
+
+func (o Options) varied() bool {
+	return o.History != 0 || o.CleanInterval != 0 || o.File != "" || o.TLSDerive != ""
 }
 
 // Server is one databroker that can be stopped and started again. Its methods are for one goroutine, except Address
@@ -98,9 +113,11 @@ func Start(t testing.TB, options Options) *Server {
 		server.useGiven(address)
 		return server
 	}
-	server.secret = make([]byte, 32)
-	if _, err := rand.Read(server.secret); err != nil {
-		t.Fatalf("making a shared secret: %v", err)
+	if server.secret = options.Secret; server.secret == nil {
+		server.secret = make([]byte, 32)
+		if _, err := rand.Read(server.secret); err != nil {
+			t.Fatalf("making a shared secret: %v", err)
+		}
 	}
 	server.start()
 	t.Cleanup(server.end)
@@ -109,8 +126,8 @@ func Start(t testing.TB, options Options) *Server {
 
 func (s *Server) useGiven(address string) {
 	s.t.Helper()
-	if s.options != (Options{}) {
-		s.t.Skipf("this test sets the history of its server, so it cannot use the one at %s=%s", addressVariable, address)
+	if s.options.varied() {
+		s.t.Skipf("this test sets up its server, so it cannot use the one at %s=%s", addressVariable, address)
 	}
 	secret, err := base64.StdEncoding.DecodeString(os.Getenv(secretVariable))
 	if err != nil || len(secret) != 32 {
@@ -150,6 +167,10 @@ func (s *Server) StartAgain() {
 // closed when the test ends.
 func (s *Server) Dial(options ...grpc.DialOption) *grpc.ClientConn {
 	s.t.Helper()
+	if s.options.TLSDerive != "" {
+		// Before those of a test, which go before these.
+		options = append([]grpc.DialOption{s.derivedTLS()}, options...)
+	}
 	options = append(options, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", s.Address())
 	}))
@@ -164,10 +185,58 @@ func (s *Server) Dial(options ...grpc.DialOption) *grpc.ClientConn {
 	return connection
 }
 
+// derivedTLS trusts what Pomerium's services trust that have tls_derive and this server's secret.
+func (s *Server) derivedTLS() grpc.DialOption {
+	s.t.Helper()
+	config, err := DerivedTLS(s.options.TLSDerive, s.secret)
+	if err != nil {
+		s.t.Fatalf("deriving what to trust: %v", err)
+	}
+	return grpc.WithTransportCredentials(credentials.NewTLS(config))
+}
+
+// DerivedTLS is the configuration of a client that has tls_derive set to the domain, made by Pomerium.
+func DerivedTLS(domain string, secret []byte) (*tls.Config, error) {
+	service := config.Config{Options: &config.Options{
+		SharedKey:                base64.StdEncoding.EncodeToString(secret),
+		DeriveInternalDomainCert: &domain,
+	}}
+	client, err := service.GetTLSClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	client.ServerName = domain
+	if domain == "*" {
+		// Go takes no name for a bare `*`. Envoy, which does TLS for Pomerium, asks for the chain and for this very name.
+		client.ServerName = "databroker"
+		client.InsecureSkipVerify = true
+		client.VerifyConnection = func(state tls.ConnectionState) error {
+			certificate := state.PeerCertificates[0]
+			if len(certificate.DNSNames) != 1 || certificate.DNSNames[0] != "*" {
+				return fmt.Errorf("the certificate is for %q", certificate.DNSNames)
+			}
+			_, err := certificate.Verify(x509.VerifyOptions{Roots: client.RootCAs})
+			return err
+		}
+	}
+	return client, nil
+}
+
 // Client is a databroker client on a connection of its own.
 func (s *Server) Client(options ...grpc.DialOption) databrokerpb.DataBrokerServiceClient {
 	s.t.Helper()
 	return databrokerpb.NewDataBrokerServiceClient(s.Dial(options...))
+}
+
+// Binary is the path of the host's program.
+func Binary(t testing.TB) string {
+	t.Helper()
+	binary := os.Getenv(binaryVariable)
+	if binary == "" {
+		t.Fatalf("set %s to the path of a built databroker-host, %s and %s to test a server that runs already, "+
+			"or %s=stock to test Pomerium's own server", binaryVariable, addressVariable, secretVariable, kindVariable)
+	}
+	return binary
 }
 
 // command says how the server is started.
@@ -175,8 +244,8 @@ func (s *Server) command() *exec.Cmd {
 	s.t.Helper()
 	secret := base64.StdEncoding.EncodeToString(s.secret)
 	if Stock() {
-		if s.options != (Options{}) {
-			s.t.Fatal("the stock server keeps an hour of changes and cannot vary it: call SkipOnStock first")
+		if s.options.varied() {
+			s.t.Fatal("the stock server here keeps an hour of changes, has no TLS and cannot vary it: call SkipOnStock first")
 		}
 		self, err := os.Executable()
 		if err != nil {
@@ -186,14 +255,19 @@ func (s *Server) command() *exec.Cmd {
 		command.Env = append(os.Environ(), RunStockVariable+"=1", "SHARED_SECRET="+secret)
 		return command
 	}
-	binary := os.Getenv(binaryVariable)
-	if binary == "" {
-		s.t.Fatalf("set %s to the path of a built databroker-host, %s and %s to test a server that runs already, "+
-			"or %s=stock to test Pomerium's own server", binaryVariable, addressVariable, secretVariable, kindVariable)
+	if s.options.File != "" {
+		return exec.Command(Binary(s.t), "serve", "--config", s.options.File)
 	}
-	command := exec.Command(binary, "serve")
-	command.Env = append(os.Environ(), "NO_COLOR=1", "GRPC_ADDRESS=127.0.0.1:0", "GRPC_INSECURE=true",
-		"SHARED_SECRET="+secret)
+	command := exec.Command(Binary(s.t), "serve")
+	command.Env = append(os.Environ(), "NO_COLOR=1", "GRPC_ADDRESS=127.0.0.1:0", "SHARED_SECRET="+secret)
+	switch s.options.TLSDerive {
+	case "":
+		command.Env = append(command.Env, "GRPC_INSECURE=true")
+	case "*":
+		command.Env = append(command.Env, "GRPC_INSECURE=false")
+	default:
+		command.Env = append(command.Env, "TLS_DERIVE="+s.options.TLSDerive)
+	}
 	if s.options.History > 0 {
 		command.Env = append(command.Env, "DATABROKER_HISTORY="+s.options.History.String())
 	}

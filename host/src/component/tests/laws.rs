@@ -138,6 +138,11 @@ fn results_of_put() {
             Some("ascend"),
         ),
         (
+            "as low as an earlier call's",
+            vec![Ok(vec![stored(3), Outcome::Missing]), second()],
+            Some("ascend"),
+        ),
+        (
             "version 0",
             vec![Ok(vec![stored(0), Outcome::Missing]), second()],
             Some("ascend"),
@@ -159,13 +164,13 @@ fn results_of_put() {
             server_version: 7,
             batches,
         };
-        expect(name, shape.check(&result), law);
+        expect(name, shape.check(3, &result).map(drop), law);
     }
     let result = PutResult {
         server_version: 0,
         batches: vec![],
     };
-    expect("server version 0", shape.check(&result), Some("never 0"));
+    expect("server version 0", shape.check(3, &result).map(drop), Some("never 0"));
 }
 
 #[test]
@@ -294,6 +299,12 @@ fn evictions_and_prunes() {
     let cases = [
         ("good", vec![tombstone("z", 3), tombstone("a", 4)], true, None),
         ("nothing", vec![], false, None),
+        (
+            "as low as an earlier call's",
+            vec![tombstone("a", 2)],
+            false,
+            Some("ascend"),
+        ),
         ("more of nothing", vec![], true, Some("one record at least")),
         ("alive", vec![record("a", 3)], false, Some("`deleted-at`")),
         (
@@ -315,7 +326,7 @@ fn evictions_and_prunes() {
             tombstones,
             more,
         };
-        expect(name, laws::evicted(&request, &evicted), law);
+        expect(name, laws::evicted(2, &request, &evicted).map(drop), law);
     }
 
     let pruned = |removed, more| Pruned {
@@ -376,6 +387,16 @@ fn the_rest() {
     expect("position", laws::position(&POSITION), None);
     expect("position 0", laws::position(&zero), Some("never 0"));
     expect("position turned", laws::position(&turned), Some("no newer"));
-    expect("cleared", laws::cleared(7, &POSITION), None);
-    expect("cleared otherwise", laws::cleared(8, &POSITION), Some("`clear`"));
+    let latest = POSITION.latest_version;
+    expect("cleared", laws::cleared(latest, 7, &POSITION), None);
+    expect(
+        "cleared otherwise",
+        laws::cleared(latest, 8, &POSITION),
+        Some("`clear`"),
+    );
+    expect(
+        "cleared to lower versions",
+        laws::cleared(latest + 1, 7, &POSITION),
+        Some("go on from"),
+    );
 }

@@ -124,6 +124,39 @@ async fn an_export_of_another_type_is_refused() {
     );
 }
 
+/// What is kept is used, and what a disk has damaged is neither run nor in the way.
+#[test]
+fn kept_code_is_used_and_damaged_code_is_compiled_again() {
+    let (_folder, path) = write(&component(&storage_wit(), "backend", Behaviour::Trap));
+    let cache = path.with_file_name("cache");
+    let load = || Plugin::load(&Source::File(path.clone()), Some(&cache)).unwrap();
+    let entry = || {
+        let entries: Vec<_> = std::fs::read_dir(&cache)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert_eq!(entries.len(), 1, "{entries:?}");
+        entries.into_iter().next().unwrap()
+    };
+    load();
+    let first = entry();
+    let written = first.metadata().unwrap().modified().unwrap();
+    load();
+    assert_eq!(
+        first.metadata().unwrap().modified().unwrap(),
+        written,
+        "it was compiled again"
+    );
+    let whole = std::fs::read(&first).unwrap();
+    for place in [0, 40, whole.len() / 2, whole.len() - 1] {
+        let mut damaged = whole.clone();
+        damaged[place] ^= 0x55;
+        std::fs::write(&first, damaged).unwrap();
+        load();
+        assert_eq!(std::fs::read(entry()).unwrap().len(), whole.len());
+    }
+}
+
 #[test]
 fn a_compatible_version_is_taken() {
     let newer = storage_wit().replace("databroker:storage@0.1.0", "databroker:storage@0.1.7");
@@ -166,7 +199,11 @@ fn what_a_plugin_is_can_be_read_without_running_it() {
             .exports
             .contains(&"databroker:storage/store@0.1.0".to_owned())
     );
-    assert!(inspection.imports.contains(&"databroker:storage/log@0.1.0".to_owned()));
+    assert!(
+        inspection
+            .imports
+            .contains(&"databroker:storage/protobuf@0.1.0".to_owned())
+    );
 
     let foreign = component(FOREIGN, "w", Behaviour::Trap);
     let (_folder, path) = write(&foreign);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::open_memory;
 use crate::backend::{
-    BackendError, Batch, Change, ChangesRequest, EvictRequest, LeaseAction, LeaseRequest, Operation, Outcome,
+    BackendError, Batch, Change, ChangesRequest, EvictRequest, Hint, LeaseAction, LeaseRequest, Operation, Outcome,
     PageBounds, Refusal, ScanRequest,
 };
 use crate::record::{Checkpoint, Key, Options, Service, Timestamp};
@@ -242,4 +242,78 @@ async fn many_calls_at_once_each_get_their_own_answer() {
     for call in calls.collect::<Vec<_>>() {
         call.await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_fit_is_told_as_that() {
+    let (backend, _) = open_memory().await;
+    let large = Change {
+        operation: Operation::Upsert {
+            data: Some(Bytes::from(vec![0; 1 << 20])),
+            network: None,
+        },
+        ..upsert("a", b"")
+    };
+    backend.put(batch(vec![large]), NOW).await.unwrap();
+    let error = backend.get(vec![Key::new("t", "a"); 100]).await.unwrap_err();
+    assert!(matches!(error, BackendError::Exhausted(_)), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("answer") && !text.contains("full"), "{text}");
+}
+
+#[tokio::test]
+async fn a_record_with_more_values_than_the_host_gives_is_refused_alone() {
+    // An `Any` of a list of texts, each of which is three bytes in it and 33 in the host's count.
+    let texts = |count: usize| {
+        let list = b"\x0a\x01x".repeat(count);
+        let name = b"type.googleapis.com/google.protobuf.FieldMask";
+        let mut any = vec![0x0a, u8::try_from(name.len()).unwrap()];
+        any.extend_from_slice(name);
+        any.push(0x12);
+        prost::encoding::encode_varint(u64::try_from(list.len()).unwrap(), &mut any);
+        any.extend_from_slice(&list);
+        Bytes::from(any)
+    };
+    let of = |id: &str, count| {
+        let mut change = upsert(id, b"");
+        change.operation = Operation::Upsert {
+            data: Some(texts(count)),
+            network: None,
+        };
+        Batch { changes: vec![change] }
+    };
+    let (backend, _) = open_memory().await;
+    let options = Options {
+        capacity: None,
+        indexable_fields: vec!["paths".to_owned()],
+        ttl: None,
+    };
+    let set = || backend.set_options("t".to_owned(), Some(options.clone()));
+    set().await.unwrap();
+    // The first two are too much together; the last one is by itself.
+    let batches = vec![of("a", 1_300_000), of("b", 1_300_000), of("c", 2_100_000)];
+    let put = backend.put(batches, NOW).await.unwrap();
+    assert!(put.batches[0].is_ok() && put.batches[1].is_ok(), "{:?}", put.batches);
+    assert!(
+        matches!(&put.batches[2], Err(Refusal::Exhausted(text)) if text.contains("indexed fields")),
+        "{:?}",
+        put.batches[2]
+    );
+    for (after, found) in [(None, "a"), (Some("a"), "b")] {
+        let mut request = scan(after, 1);
+        request.hint = Some(Hint::Field {
+            path: "paths".to_owned(),
+            value: "x".to_owned(),
+        });
+        assert_eq!(backend.scan(request).await.unwrap().records[0].key.id, found);
+    }
+
+    // What is there already cannot be indexed either, and stays as it was.
+    backend.set_options("t".to_owned(), None).await.unwrap();
+    let put = backend.put(vec![of("c", 2_100_000)], NOW).await.unwrap();
+    assert!(put.batches[0].is_ok());
+    let error = set().await.unwrap_err();
+    assert!(matches!(error, BackendError::Exhausted(_)), "{error:?}");
+    assert_eq!(backend.list_options().await.unwrap(), []);
+    assert_eq!(backend.count(None).await.unwrap(), 3);
 }

@@ -8,13 +8,17 @@
     reason = "tests"
 )]
 
+mod extract;
 mod guests;
 mod laws;
 mod loading;
 mod memory;
 mod stopping;
 
+use std::io::{self, Write};
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::{Config, Limits, Source, open};
 use crate::backend::{Backend, StoreInfo};
@@ -47,4 +51,36 @@ fn the_connection_string_is_not_shown() {
     };
     let shown = format!("{config:?}");
     assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+/// What is logged on a test's own thread.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Takes what is logged from here on, until what is returned is dropped.
+    pub(crate) fn record(&self) -> tracing::subscriber::DefaultGuard {
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(move || log.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().clone()).unwrap()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

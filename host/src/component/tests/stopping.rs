@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
+use bytes::Bytes;
 
 use super::guests::{Behaviour, storage};
-use super::{config, descriptors};
-use crate::backend::BackendError;
+use super::{Log, config, descriptors};
+use crate::backend::{Backend, BackendError, Batch, Change, Operation};
+use crate::component::bindings::store::Guest;
 use crate::component::instance::Instance;
 use crate::component::{Limits, OpenError, Plugin, Source, open};
+use crate::record::{Key, Options, Timestamp};
 
 fn write(behaviour: Behaviour) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -27,10 +29,7 @@ async fn start(behaviour: Behaviour, limits: Limits) -> Arc<Instance> {
 
 /// Calls a function without arguments, and says what the caller is told.
 async fn close(instance: &Instance) -> String {
-    match instance
-        .call(|accessor, guest| guest.call_close(accessor).boxed())
-        .await
-    {
+    match instance.call(Guest::func_close, ()).await {
         Err(BackendError::Stopped(cause)) => cause,
         other => panic!("{other:?}"),
     }
@@ -91,4 +90,95 @@ async fn an_endless_loop_leaves_the_thread_to_others_and_is_stopped() {
     assert!(cause.contains("computed for more than 500ms"), "{cause}");
     assert!(begun.elapsed() >= compute, "it was stopped too early");
     assert!(turns > 5, "others had {turns} turns only");
+}
+
+async fn memory(limits: Limits) -> Arc<dyn Backend> {
+    let mut config = config(Source::BuiltIn("memory".to_owned()));
+    config.limits = limits;
+    open(config, descriptors()).await.unwrap().0
+}
+
+/// Writes records without data, as many as asked for, from this number on.
+async fn put(backend: &dyn Backend, from: usize, count: usize, data: &Bytes) -> Result<(), BackendError> {
+    let change = |number: usize| Change {
+        key: Key::new("t", number.to_string()),
+        operation: Operation::Upsert {
+            data: Some(data.clone()),
+            network: None,
+        },
+        expected: None,
+    };
+    let changes = (from..from + count).map(change).collect();
+    let put = backend.put(vec![Batch { changes }], Timestamp(1)).await?;
+    assert!(put.batches.iter().all(Result::is_ok), "{:?}", put.batches);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_computes_too_long_is_stopped_though_others_are_finished_meanwhile() {
+    let limits = Limits {
+        compute: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let backend = memory(limits).await;
+    // It builds an index in steps, and lets other calls pass in between.
+    for from in (0..400_000).step_by(4000) {
+        put(&*backend, from, 4000, &Bytes::new()).await.unwrap();
+    }
+    let options = Options {
+        indexable_fields: (0..20).map(|number| format!("field{number}")).collect(),
+        ..Options::default()
+    };
+    let indexing = tokio::spawn({
+        let backend = Arc::clone(&backend);
+        async move { backend.set_options("t".to_owned(), Some(options)).await }
+    });
+    let mut finished = 0;
+    while !indexing.is_finished() {
+        match backend.health().await {
+            Ok(()) => finished += 1,
+            Err(BackendError::Stopped(_)) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let error = indexing.await.unwrap().unwrap_err();
+    assert!(
+        matches!(&error, BackendError::Stopped(cause) if cause.contains("computed for more than 100ms")),
+        "{error:?}"
+    );
+    assert!(finished > 0, "no other call was finished meanwhile");
+}
+
+/// What an instance of 48 MiB says when it is given more than it can take.
+async fn run_out_of_memory(records: usize, bytes: usize) -> String {
+    let limits = Limits {
+        memory_bytes: 48 << 20,
+        ..Limits::default()
+    };
+    let backend = memory(limits).await;
+    let data = Bytes::from(vec![0; bytes]);
+    match put(&*backend, 0, records, &data).await {
+        Err(BackendError::Stopped(cause)) => cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_runs_out_of_memory_says_so() {
+    // The arguments alone are more than it may have.
+    let cause = run_out_of_memory(20, 4 << 20).await;
+    assert!(cause.contains("memory beyond its limit of 50331648 bytes"), "{cause}");
+}
+
+#[tokio::test]
+async fn what_a_plugin_says_before_it_traps_is_in_the_log() {
+    let log = Log::default();
+    let _guard = log.record();
+    // It takes the arguments, and fails where it works on them.
+    let cause = run_out_of_memory(260_000, 0).await;
+    assert!(cause.contains("memory beyond its limit"), "{cause}");
+    let log = log.text();
+    let said = log.lines().filter(|line| line.contains("memory allocation of"));
+    // As a line of its own when it was said, and with the report of the trap.
+    assert_eq!(said.count(), 2, "{log}");
 }

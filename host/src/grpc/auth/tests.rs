@@ -121,6 +121,11 @@ fn checks_tokens_as_pomerium_does() {
             "signed with \"none\"",
         ),
         (
+            "a header that must be understood",
+            odd(r#"{"alg":"HS256","crit":["b64"],"b64":"x"}"#, r#"{"exp":1800000000}"#),
+            "malformed",
+        ),
+        (
             "no algorithm",
             odd(r#"{"typ":"JWT"}"#, r#"{"exp":1800000000}"#),
             "malformed",
@@ -183,7 +188,7 @@ fn told(tokens: &[&str]) -> Result<(), (Code, String)> {
             .metadata_mut()
             .append(METADATA_KEY, MetadataValue::try_from(*token).unwrap());
     }
-    let outcome = Guard::new(&secret("right")).call(request);
+    let outcome = Guard::new(&secret("right"), Arc::default()).call(request);
     outcome
         .map(|_| ())
         .map_err(|status| (status.code(), status.message().to_owned()))
@@ -200,6 +205,55 @@ fn the_client_is_told_little_and_the_first_token_counts() {
     assert_eq!(told(&[&good]), Ok(()));
     assert_eq!(told(&[&good, "garbage"]), Ok(()));
     assert_eq!(told(&["garbage", &good]), refused("invalid JWT"));
+}
+
+#[test]
+fn the_secret_can_be_replaced_while_calls_run() {
+    let (old, new) = (secret("old"), secret("new"));
+    let call = |guard: &Guard, made_with: &SharedSecret| {
+        let mut request = Request::new(());
+        let token = MetadataValue::try_from(token(made_with).unwrap()).unwrap();
+        request.metadata_mut().insert(METADATA_KEY, token);
+        guard.clone().call(request).is_ok()
+    };
+    let guard = Guard::new(&old, Arc::default());
+    assert_eq!((call(&guard, &old), call(&guard, &new)), (true, false));
+    let both = Secrets {
+        previous: Some(old.clone()),
+        ..Secrets::from(&new)
+    };
+    let held_by_a_service = guard.clone();
+    guard.replace(&both);
+    assert_eq!((call(&guard, &old), call(&guard, &new)), (true, true));
+    assert!(!call(&guard, &secret("wrong")));
+    assert_eq!(guard.previous_uses(), 1);
+    guard.replace(&new);
+    assert_eq!(
+        (call(&held_by_a_service, &old), call(&held_by_a_service, &new)),
+        (false, true)
+    );
+    assert_eq!(guard.previous_uses(), 1);
+}
+
+#[test]
+fn an_expired_token_by_the_previous_secret_is_said_to_be_expired() {
+    let verifiers = Verifiers::from(Secrets {
+        previous: Some(secret("old")),
+        ..Secrets::from(&secret("new"))
+    });
+    let token = signed(Algorithm::HS256, &json!({"exp": 5}), &secret("old"));
+    let error = verifiers.check(token.as_bytes(), NOW).unwrap_err();
+    assert!(matches!(error, TokenError::Expired { .. }), "{error}");
+}
+
+#[test]
+fn use_of_the_previous_secret_is_logged_once_in_a_while() {
+    let guard = Guard::new(&secret("new"), Arc::default());
+    let start = Instant::now();
+    assert_eq!(guard.turn(1, start), Some(1));
+    assert_eq!(guard.turn(2, start + PREVIOUS_LOG_INTERVAL / 2), None);
+    assert_eq!(guard.turn(5, start + PREVIOUS_LOG_INTERVAL), Some(4));
+    assert_eq!(guard.turn(6, start + PREVIOUS_LOG_INTERVAL), None);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use prost::Message as _;
 use serde_json::json;
 
 use super::*;
@@ -46,6 +47,55 @@ fn durations_are_checked() {
         }
     }
     assert!(duration("ttl", None).unwrap_err().0.starts_with("ttl is missing"));
+}
+
+#[test]
+fn leases_have_bounds() {
+    let day = 24 * 60 * 60;
+    assert_eq!(
+        lease_duration(Some(proto_duration_of(day, 0))),
+        Ok(Duration::from_secs(24 * 60 * 60))
+    );
+    for (duration, why) in [
+        (Some(proto_duration_of(day, 1)), "24 h"),
+        (Some(proto_duration_of(i64::MAX, 0)), "too long"),
+        (Some(proto_duration_of(0, 0)), "is 0"),
+        (None, "is missing"),
+    ] {
+        let Invalid(got) = lease_duration(duration).unwrap_err();
+        assert!(got.starts_with("duration ") && got.contains(why), "{duration:?}: {got}");
+    }
+    assert_eq!(lease_text("name", "n".repeat(1024)), Ok("n".repeat(1024)));
+    let Invalid(got) = lease_text("id", "n".repeat(1025)).unwrap_err();
+    assert!(
+        got.starts_with("id has 1025 bytes") && got.contains("1024 at most"),
+        "{got}"
+    );
+}
+
+#[test]
+fn services_have_bounds() {
+    let service = |kind: i32, endpoint: usize| registry_proto::Service {
+        kind,
+        endpoint: "e".repeat(endpoint),
+    };
+    let fine = service(ServiceKind::PrometheusMetrics.into(), 2048);
+    assert_eq!(services(vec![fine.clone(); 1000]).unwrap().len(), 1000);
+    assert_eq!(services(Vec::new()), Ok(Vec::new()));
+    for (reported, why) in [
+        (vec![fine.clone(); 1001], "services has 1001 entries: 1000 at most"),
+        (
+            vec![fine.clone(), service(1, 2049)],
+            "services[1].endpoint has 2049 bytes",
+        ),
+        (vec![service(0, 1)], "services[0].kind is 0"),
+        (vec![fine.clone(), fine.clone(), service(8, 1)], "services[2].kind is 8"),
+        (vec![service(-1, 1)], "services[0].kind is -1"),
+        (vec![service(i32::MAX, 1)], "services[0].kind is 2147483647"),
+    ] {
+        let Invalid(got) = services(reported).unwrap_err();
+        assert!(got.contains(why), "{got}");
+    }
 }
 
 #[test]
@@ -181,16 +231,16 @@ fn a_query_answer_is_whole_or_refused() {
     let page = |records: u64| QueryPage {
         records: (0..records).map(|version| stored(version, 1 << 20)).collect(),
         total: 10,
-        position: Position {
-            server_version: 5,
-            earliest_version: 1,
-            latest_version: 10,
-        },
+        server_version: 5,
+        latest_version: 10,
     };
-    let answer = query_response(page(3)).unwrap();
+    let answer = bounded(query_response(page(3))).unwrap();
     assert_eq!((answer.records.len(), answer.total_count), (3, 10));
     assert_eq!((answer.server_version, answer.record_version), (5, 10));
-    assert_eq!(query_response(page(4)), Err(BrokerError::AnswerTooLarge(MAX_MESSAGE)));
+    assert_eq!(
+        bounded(query_response(page(4))),
+        Err(BrokerError::AnswerTooLarge(MAX_MESSAGE))
+    );
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The budget: history goes first, then writes are refused; deletes and reads go on.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use memory::{EvictRequest, Lease, LeaseAction, Service, SettingsError};
 
 use super::*;
@@ -35,7 +38,8 @@ fn connection_strings() {
         (Some("memory://"), Ok(Budget::DEFAULT)),
         (Some("memory://?"), Ok(Budget::DEFAULT)),
         (Some("memory://?budget=512MiB"), budget(512 << 20)),
-        (Some("memory://?budget=3GiB"), budget(3 << 30)),
+        (Some("memory://?budget=3000MiB"), budget(3000 << 20)),
+        (Some("memory://?budget=3GiB"), Err(SettingsError::Range)),
         (Some("memory://?budget=2048KiB"), budget(2 << 20)),
         (Some("memory://?budget=1048576"), budget(1 << 20)),
         (Some("memory://?budget=1048576B"), budget(1 << 20)),
@@ -118,6 +122,44 @@ fn live_records_are_refused_at_the_limit_and_deletes_make_room() {
 }
 
 #[test]
+fn leases_and_services_go_on_in_a_full_store() {
+    let mut store = bounded(256 * KIBIBYTE);
+    let hold = |name: &str, id: &str, for_long: u64| {
+        vec![Lease {
+            name: name.to_owned(),
+            id: id.to_owned(),
+            action: LeaseAction::Hold(for_long),
+        }]
+    };
+    let service = || {
+        vec![Service {
+            kind: 1,
+            endpoint: "http://leader".to_owned(),
+        }]
+    };
+    assert_eq!(store.lease(hold("leader", "me", 10), 1), Ok(vec![true]));
+    store.report_services(service(), 10, 1).unwrap();
+    assert!(fill(&mut store, "a") > 0);
+    assert_eq!(store.lease(hold("leader", "me", 10), 5), Ok(vec![true]), "renewed");
+    assert_eq!(store.lease(hold("leader", "you", 10), 20), Ok(vec![true]), "taken over");
+    assert_eq!(store.lease(hold("cleaner", "you", 10), 20), Ok(vec![true]), "a new one");
+    store.report_services(service(), 10, 5).expect("known already");
+    assert_eq!(fill(&mut store, "b"), 0, "records stay refused");
+
+    let mut taken = 0;
+    while store.lease(hold(&format!("{taken}"), "me", 1_000), 30).is_ok() {
+        taken += 1;
+        assert!(taken < 10_000, "they have no end");
+    }
+    assert_eq!(
+        store.lease(hold("0", "me", 1_000), 31),
+        Ok(vec![true]),
+        "renewals need no room"
+    );
+    assert!(store.measure().used_bytes <= 256 * KIBIBYTE + KIBIBYTE);
+}
+
+#[test]
 fn eviction_works_in_a_full_store() {
     let mut store = bounded(256 * KIBIBYTE);
     let count = fill(&mut store, "a");
@@ -194,7 +236,11 @@ fn indexes_and_small_state_are_counted() {
         id: "id".to_owned(),
         action: LeaseAction::Hold(1),
     };
-    assert!(store.lease(vec![hold("l".repeat(40_000))], 1).is_err());
+    let refused = store.lease(vec![hold("l".repeat(40_000))], 1).unwrap_err();
+    assert!(
+        refused.to_string().contains("leases, services and options"),
+        "{refused}"
+    );
     assert_eq!(store.lease(vec![hold("small".to_owned())], 1), Ok(vec![true]));
     let service = Service {
         kind: 1,
@@ -249,4 +295,68 @@ fn more_last_data_than_an_answer_holds_is_refused_and_costs_no_history() {
     assert!(matches!(refused, Err(Refusal::Exhausted(text)) if text.contains("delete fewer")));
     assert_eq!((store.count(None), store.measure().changes), (17, 17));
     assert!(put(&mut store, deletes[..15].to_vec(), 2).is_ok());
+}
+
+/// Data that says how much of it there is.
+struct Counted(Vec<u8>, Arc<AtomicU64>);
+
+impl Counted {
+    fn new(length: usize, all: &Arc<AtomicU64>) -> Self {
+        all.fetch_add(length as u64, Ordering::Relaxed);
+        Self(vec![7; length], Arc::clone(all))
+    }
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1.fetch_sub(self.0.len() as u64, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn history_stays_within_an_instance_that_is_smaller_than_the_budget() {
+    let mut store = Store::new(Budget::of(64 << 20), 1);
+    let all = Arc::new(AtomicU64::new(0));
+    let room = 256 * KIBIBYTE;
+    let has_room = |_| all.load(Ordering::Relaxed) < room;
+    for now in 0..2_000 {
+        let overwrite = Change {
+            record_type: "t".to_owned(),
+            id: "1".to_owned(),
+            operation: Operation::Upsert {
+                data: Some(Counted::new(1000, &all)),
+                network: None,
+            },
+            expected: None,
+        };
+        let result = store.put(vec![vec![overwrite]], now, &extract, &has_room);
+        assert!(result.batches.iter().all(Result::is_ok), "overwrites go on");
+        let used = all.load(Ordering::Relaxed);
+        assert!(used <= room + 2 * 1000, "{used} bytes");
+    }
+    assert!(store.measure().changes > 100, "as much history as there is room for");
+}
+
+#[test]
+fn what_fills_the_store_is_named() {
+    let mut store = bounded(64 * KIBIBYTE);
+    let hold = |number: u32| Lease {
+        name: format!("{number:01000}"),
+        id: "id".to_owned(),
+        action: LeaseAction::Hold(1000),
+    };
+    let refused = (0..100)
+        .find_map(|number| store.lease(vec![hold(number)], 1).err())
+        .unwrap()
+        .to_string();
+    assert!(
+        refused.contains(" 0 bytes of live records") && !refused.contains(" 0 of leases"),
+        "{refused}"
+    );
 }

@@ -72,6 +72,13 @@ pub(super) const CASES: &[Case] = &[
         "A thousand calls at once on one connection are all answered.",
         many_calls
     ),
+    case!(
+        "limits.many_large_deletes",
+        "limits.answer",
+        "A Put that deletes 160 MiB of records is applied as a whole, or refused with RESOURCE_EXHAUSTED; the store goes on, and a few at a time they go.",
+        many_large_deletes
+    )
+    .alone(),
 ];
 
 async fn large_record(broker: Broker) -> CheckResult {
@@ -240,6 +247,30 @@ async fn many_calls(broker: Broker) -> CheckResult {
     for result in join_all(calls).await {
         ensure!(result?? == put, "Get differs");
     }
+    Ok(())
+}
+
+async fn many_large_deletes(broker: Broker) -> CheckResult {
+    let record_type = broker.unique();
+    let ids: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    for id in &ids {
+        let data = raw_any("example.com/large", vec![0x5a; MESSAGE_LIMIT - 4096]);
+        broker.put_one(record(&record_type, id, data)).await?;
+    }
+    let deletions = |ids: &[String]| ids.iter().map(|id| deletion(&record_type, id)).collect::<Vec<_>>();
+    let result = broker.put(deletions(&ids)).await;
+    let gone = result.is_ok();
+    if !gone {
+        refused(result, &[Code::ResourceExhausted])?;
+    }
+    for id in &ids {
+        let found = broker.find(&record_type, id).await.context("the store after it")?;
+        ensure!(found.is_none() == gone, "{id} is in another state than the answer says");
+    }
+    for ids in ids.chunks(4) {
+        broker.put(deletions(ids)).await.context("four at a time")?;
+    }
+    ensure!(broker.all(&record_type).await?.is_empty(), "records are left");
     Ok(())
 }
 

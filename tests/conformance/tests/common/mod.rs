@@ -10,10 +10,12 @@ use databroker_host::backend::{Backend, StoreInfo, native, new_server_version};
 use databroker_host::broker::{self, Broker};
 use databroker_host::component::{self, Source};
 use databroker_host::data::Descriptors;
+use databroker_host::grpc::auth::Guard;
 use databroker_host::server;
 use databroker_host::settings::SharedSecret;
+use databroker_host::telemetry::Instruments;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// Settings so short that the cases which wait for their end can run.
@@ -49,14 +51,19 @@ impl Server {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("the port's number"));
         let target = Target::new(&address, &shared_secret.to_base64(), settings).expect("a target");
+        let instruments = Instruments::default();
         let config = server::Config {
-            shared_secret,
-            grace_period: Duration::from_secs(10),
+            guard: Guard::new(&shared_secret, Arc::clone(&instruments.metrics)),
+            grace_period: watch::channel(Duration::from_secs(10)).1,
+            tls: None,
+            calls: Default::default(),
+            instruments,
         };
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(server::run(listener, broker, config, async {
+        let signals = futures::stream::once(async {
             let _ = stopped.await;
-        }));
+        });
+        let task = tokio::spawn(server::run(listener, broker, config, signals));
         Self { target, stop, task }
     }
 

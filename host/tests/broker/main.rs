@@ -8,20 +8,25 @@
     reason = "tests"
 )]
 
+mod faults;
+mod streams;
+mod tap;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use databroker_host::backend::native::{Native, Settings};
 use databroker_host::backend::*;
 use databroker_host::broker::{Broker, BrokerError, Config, SyncItem, SyncLatestItem, SyncStart, Write};
 use databroker_host::data::Descriptors;
-use databroker_host::record::{Checkpoint, Key, Options, Record, Service, Timestamp};
+use databroker_host::record::{Key, Options, Record, Service, Timestamp};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+
+use self::tap::Tap;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -608,98 +613,32 @@ async fn two_brokers_on_a_shared_store() {
     }
 }
 
-/// A backend whose puts wait for a permit each.
-struct Gated {
-    inner: Arc<Native>,
-    permits: Semaphore,
-    puts: AtomicUsize,
-}
-
-#[async_trait]
-impl Backend for Gated {
-    async fn put(&self, batches: Vec<Batch>, now: Timestamp) -> Result<PutResult, BackendError> {
-        self.puts.fetch_add(1, Ordering::SeqCst);
-        self.permits.acquire().await.unwrap().forget();
-        self.inner.put(batches, now).await
-    }
-    async fn close(&self) -> Result<(), BackendError> {
-        self.inner.close().await
-    }
-    async fn health(&self) -> Result<(), BackendError> {
-        self.inner.health().await
-    }
-    async fn get(&self, keys: Vec<Key>) -> Result<Vec<Option<Record>>, BackendError> {
-        self.inner.get(keys).await
-    }
-    async fn scan(&self, request: ScanRequest) -> Result<ScanPage, BackendError> {
-        self.inner.scan(request).await
-    }
-    async fn count(&self, record_type: Option<String>) -> Result<u64, BackendError> {
-        self.inner.count(record_type).await
-    }
-    async fn types(&self) -> Result<Vec<String>, BackendError> {
-        self.inner.types().await
-    }
-    async fn current(&self) -> Result<Position, BackendError> {
-        self.inner.current().await
-    }
-    async fn changes(&self, request: ChangesRequest) -> Result<ChangesPage, BackendError> {
-        self.inner.changes(request).await
-    }
-    async fn wait(&self, seen: Observed) -> Result<Observed, BackendError> {
-        self.inner.wait(seen).await
-    }
-    async fn list_options(&self) -> Result<Vec<(String, Options)>, BackendError> {
-        self.inner.list_options().await
-    }
-    async fn set_options(&self, record_type: String, options: Option<Options>) -> Result<(), BackendError> {
-        self.inner.set_options(record_type, options).await
-    }
-    async fn lease(&self, requests: Vec<LeaseRequest>, now: Timestamp) -> Result<Vec<bool>, BackendError> {
-        self.inner.lease(requests, now).await
-    }
-    async fn get_checkpoint(&self) -> Result<Checkpoint, BackendError> {
-        self.inner.get_checkpoint().await
-    }
-    async fn set_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), BackendError> {
-        self.inner.set_checkpoint(checkpoint).await
-    }
-    async fn report_services(&self, services: Vec<Service>, ttl: Duration, now: Timestamp) -> Result<(), BackendError> {
-        self.inner.report_services(services, ttl, now).await
-    }
-    async fn list_services(&self, now: Timestamp) -> Result<Vec<Service>, BackendError> {
-        self.inner.list_services(now).await
-    }
-    async fn prune(&self, before: Timestamp, max_changes: u32) -> Result<Pruned, BackendError> {
-        self.inner.prune(before, max_changes).await
-    }
-    async fn evict(&self, request: EvictRequest, now: Timestamp) -> Result<Evicted, BackendError> {
-        self.inner.evict(request, now).await
-    }
-    async fn clear(&self, new_server_version: u64) -> Result<Position, BackendError> {
-        self.inner.clear(new_server_version).await
-    }
-    async fn measure(&self) -> Result<Statistics, BackendError> {
-        self.inner.measure().await
-    }
-}
-
 #[tokio::test]
 async fn concurrent_puts_share_a_call_and_outlive_their_callers() {
     let (inner, info) = native(false);
-    let gated = Arc::new(Gated {
-        inner,
-        permits: Semaphore::new(0),
-        puts: AtomicUsize::new(0),
+    let (permits, puts) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    // Each put waits for a permit.
+    let gated = Tap::new(inner, {
+        let (permits, puts) = (Arc::clone(&permits), Arc::clone(&puts));
+        move |call| {
+            let permits = Arc::clone(&permits);
+            puts.fetch_add(usize::from(call.begins("put")), Ordering::SeqCst);
+            async move {
+                if call.begins("put") {
+                    permits.acquire().await.unwrap().forget();
+                }
+                Ok(())
+            }
+        }
     });
-    let broker = broker_over(gated.clone(), info, Config::default()).await;
+    let broker = broker_over(gated, info, Config::default()).await;
     let put = |id: usize| {
         let broker = Arc::clone(&broker);
         tokio::spawn(async move { broker.put(vec![write("t", &id.to_string(), b"")]).await })
     };
 
     let first = put(0);
-    while gated.puts.load(Ordering::SeqCst) == 0 {
+    while puts.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
     let others: Vec<_> = (1..=100).map(put).collect();
@@ -709,12 +648,12 @@ async fn concurrent_puts_share_a_call_and_outlive_their_callers() {
         waiting().await;
     }
     others[0].abort();
-    gated.permits.add_permits(2);
+    permits.add_permits(2);
     first.await.unwrap().unwrap();
     for other in others.into_iter().skip(1) {
         other.await.unwrap().unwrap();
     }
-    assert_eq!(gated.puts.load(Ordering::SeqCst), 2, "all that waited went in one call");
+    assert_eq!(puts.load(Ordering::SeqCst), 2, "all that waited went in one call");
     broker
         .get(Key::new("t", "1"))
         .await

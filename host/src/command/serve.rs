@@ -1,0 +1,359 @@
+//! `serve`: builds the parts from the backend up, serves, and drains at SIGTERM or SIGINT. SIGHUP reads the settings again.
+//!
+//! Probes are answered before the store is opened, which may take its time, and calls after.
+
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use futures::stream::{self, Stream, StreamExt as _};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::setting_flags::SettingFlags;
+use super::{CommandError, Environment};
+use crate::broker::{self, Broker};
+use crate::component;
+use crate::data::Descriptors;
+use crate::grpc::auth::Guard;
+use crate::listener::listen;
+use crate::server;
+use crate::settings::{Address, Changes, Mistakes, Notice, Settings, SharedSecret};
+use crate::telemetry::{self, Instruments, Telemetry};
+use crate::tls::{self, Certificates, Changed};
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+///
+/// All mistakes in the settings, why it does not start, or why it did not end in order.
+pub async fn serve(flags: &SettingFlags, environment: &Environment) -> Result<(), CommandError> {
+    let settings = flags.settings(environment)?;
+    let telemetry = telemetry::start(&settings.telemetry).map_err(|error| CommandError::Usage(error.to_string()))?;
+    let outcome = run(settings, &telemetry, || flags.settings(environment)).await;
+    telemetry.shutdown().await;
+    outcome
+}
+
+async fn run(
+    settings: Settings,
+    telemetry: &Telemetry,
+    read_again: impl Fn() -> Result<Settings, CommandError>,
+) -> Result<(), CommandError> {
+    settings.notices.iter().for_each(tell);
+    let mut signals = Box::pin(signals()?);
+    let hangup = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
+    let instruments = telemetry.instruments.clone();
+
+    // First of all, so that a second process says in one line that it is one.
+    let listener = listen(&settings.address, "GRPC_ADDRESS")
+        .await
+        .map_err(anyhow::Error::from)?;
+
+    // Those that end with this function.
+    let mut tasks = JoinSet::new();
+    let certificates = match &settings.tls {
+        Some(source) => Some(load(source, settings.tls_reload_interval, &mut tasks)?),
+        None => None,
+    };
+    if let Some(address) = &settings.telemetry.health {
+        serve_health(address, &instruments, &mut tasks).await?;
+    }
+    let metrics_certificates = serve_metrics(&settings, &instruments, &mut tasks).await?;
+
+    let descriptors = Arc::new(super::descriptors(
+        settings.record_descriptors.as_deref(),
+        "DATABROKER_RECORD_DESCRIPTORS",
+    )?);
+    // A store may take its time, and a signal is heard meanwhile.
+    let broker = tokio::select! {
+        broker = open(&settings, &instruments, descriptors) => broker?,
+        _ = signals.next() => {
+            tracing::info!("told to stop before the store was open");
+            return Ok(());
+        }
+    };
+
+    let address = listener
+        .local_addr()
+        .context("cannot tell the address that is listened on")?;
+    let tls = certificates.is_some();
+    tracing::info!(%address, tls, version = env!("CARGO_PKG_VERSION"), "listening");
+    if settings.secrets.generated {
+        let program = std::env::current_exe().context("cannot tell where this program is")?;
+        let secret = &settings.secrets.current;
+        let call = first_call(&program, secret, address.port(), &address.ip().to_string(), tls);
+        // Where nobody reads it, it serves all the same.
+        let _ = writeln!(
+            std::io::stdout(),
+            "SHARED_SECRET is not set: serving this machine only, with a secret made for this run. A first call:\n\n  {call}\n"
+        );
+    }
+    let guard = Guard::new(&settings.secrets, Arc::clone(&instruments.metrics));
+    let grace_period = watch::Sender::new(settings.grace_period);
+    let config = server::Config {
+        guard: guard.clone(),
+        grace_period: grace_period.subscribe(),
+        tls: certificates
+            .as_ref()
+            .map(|certificates| certificates.server_config(&[b"h2"])),
+        calls: Default::default(),
+        instruments,
+    };
+    let reload = Reload {
+        settings,
+        guard,
+        certificates,
+        metrics_certificates,
+        grace_period,
+        telemetry,
+    };
+    // A task of its own: reading settings and certificates again may block, on a file system that hangs, for as long as it
+    // takes.
+    let serving = tokio::spawn(server::run(listener, broker, config, signals));
+    let outcome = tokio::select! {
+        outcome = serving => outcome,
+        never = reload.at_each(hangup, read_again) => match never {},
+    };
+    outcome.context("the server has failed")?.map_err(anyhow::Error::from)?;
+    Ok(())
+}
+
+/// Opens the store, and starts the broker on it.
+async fn open(
+    settings: &Settings,
+    instruments: &Instruments,
+    descriptors: Arc<Descriptors>,
+) -> Result<Arc<Broker>, CommandError> {
+    let (backend, store) = component::open(settings.storage.clone(), Arc::clone(&descriptors))
+        .await
+        .map_err(super::not_opened)?;
+    let config = broker::Config {
+        history: settings.history,
+        clean_interval: settings.clean_interval,
+        ..Default::default()
+    };
+    let backend = instruments.measure(backend);
+    match Broker::start(Arc::clone(&backend), store, config, descriptors).await {
+        Ok(broker) => Ok(broker),
+        Err(error) => {
+            // The error that is told is the first one.
+            let _ = backend.close().await;
+            let error = anyhow::Error::from(error).context("the store was opened and does not work");
+            Err(error.into())
+        }
+    }
+}
+
+/// What can change while the process serves, and where it goes.
+struct Reload<'a> {
+    /// As they are now.
+    settings: Settings,
+    guard: Guard,
+    certificates: Option<Arc<Certificates>>,
+    metrics_certificates: Option<Arc<Certificates>>,
+    grace_period: watch::Sender<Duration>,
+    telemetry: &'a Telemetry,
+}
+
+impl Reload<'_> {
+    /// Reads the settings again at each signal. Where there is any mistake in them, all stays as it was.
+    async fn at_each(mut self, mut hangup: Signal, read: impl Fn() -> Result<Settings, CommandError>) -> Infallible {
+        loop {
+            if hangup.recv().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+            match read().and_then(|new| self.apply(new)) {
+                Ok(()) => {}
+                Err(CommandError::Settings(Mistakes(mistakes))) => {
+                    for mistake in mistakes {
+                        tracing::error!("{mistake}");
+                    }
+                    tracing::error!("the settings have mistakes, so that all of them stay as they were");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the settings cannot be read, so that all of them stay as they were")
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, new: Settings) -> Result<(), CommandError> {
+        // Looked at before anything is taken over, so that it is all of them or none.
+        let metrics = new.telemetry.metrics.as_ref().and_then(|metrics| metrics.tls.as_ref());
+        for source in new.tls.iter().chain(metrics) {
+            if let Err(error) = Certificates::load(source) {
+                return Err(CommandError::Usage(error.to_string()));
+            }
+        }
+        let Changes { applied, restart } = self.settings.reload(new).map_err(|mistake| Mistakes(vec![mistake]))?;
+        self.settings.notices.iter().for_each(tell);
+        self.guard.replace(&self.settings.secrets);
+        self.grace_period.send_replace(self.settings.grace_period);
+        self.telemetry.set_level(self.settings.telemetry.logs.level);
+        let metrics = self.settings.telemetry.metrics.as_ref();
+        replace(self.certificates.as_deref(), self.settings.tls.as_ref());
+        replace(
+            self.metrics_certificates.as_deref(),
+            metrics.and_then(|metrics| metrics.tls.as_ref()),
+        );
+        let changed = Changes::names(&applied);
+        if restart.is_empty() {
+            tracing::info!(changed, "read the settings again");
+        } else {
+            let unchanged = Changes::names(&restart);
+            tracing::warn!(
+                changed,
+                unchanged,
+                "read the settings again; what is unchanged takes effect after a restart only"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Certificates may be the same files with other content, so they are looked at whatever the settings say.
+fn replace(certificates: Option<&Certificates>, source: Option<&tls::Source>) {
+    let (Some(certificates), Some(source)) = (certificates, source) else {
+        return;
+    };
+    match certificates.replace(source) {
+        Ok(Changed::Yes) => certificates.log_change(),
+        Ok(Changed::No) => {}
+        Err(error) => tracing::error!(%error, "the certificates cannot be used: the former ones stay"),
+    }
+}
+
+fn tell(notice: &Notice) {
+    match notice {
+        Notice::Info(text) => tracing::info!("{text}"),
+        Notice::Warning(text) => tracing::warn!("{text}"),
+    }
+}
+
+/// Loads certificates, and looks at their files from then on.
+fn load(source: &tls::Source, interval: Duration, tasks: &mut JoinSet<()>) -> Result<Arc<Certificates>, CommandError> {
+    let certificates = Certificates::load(source).map_err(|error| CommandError::Usage(error.to_string()))?;
+    let certificates = Arc::new(certificates);
+    tasks.spawn(Arc::clone(&certificates).keep_fresh(interval));
+    Ok(certificates)
+}
+
+/// Answers probes over HTTP. The default address may be taken by a Pomerium on the same machine, which is no reason not to
+/// serve.
+async fn serve_health(
+    address: &Address,
+    instruments: &Instruments,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), CommandError> {
+    let router = telemetry::health::router(Arc::clone(&instruments.health));
+    match listen(address, "HEALTH_CHECK_ADDR").await {
+        Ok(listener) => {
+            let address = listener.local_addr().context("cannot tell the address for probes")?;
+            tracing::info!(%address, "answering probes");
+            tasks.spawn(telemetry::http::serve(listener, None, router, std::future::pending()));
+        }
+        Err(error) if telemetry::Config::default().health.as_ref() == Some(address) => {
+            tracing::warn!("{error}; serving without HTTP probes");
+        }
+        Err(error) => return Err(anyhow::Error::from(error).into()),
+    }
+    Ok(())
+}
+
+/// Answers Prometheus, where an address is set. Returns the certificates, if there are any.
+async fn serve_metrics(
+    settings: &Settings,
+    instruments: &Instruments,
+    tasks: &mut JoinSet<()>,
+) -> Result<Option<Arc<Certificates>>, CommandError> {
+    let Some(metrics) = &settings.telemetry.metrics else {
+        return Ok(None);
+    };
+    let certificates = match &metrics.tls {
+        Some(source) => Some(load(source, settings.tls_reload_interval, tasks)?),
+        None => None,
+    };
+    let acceptor = certificates
+        .as_ref()
+        .map(|certificates| certificates.acceptor(&[b"http/1.1"]));
+    let router: Router = telemetry::metrics::router(Arc::clone(&instruments.metrics), metrics.basic_auth.clone());
+    let listener = listen(&metrics.address, "METRICS_ADDRESS")
+        .await
+        .map_err(anyhow::Error::from)?;
+    let address = listener
+        .local_addr()
+        .context("cannot tell the address of the metrics")?;
+    tracing::info!(%address, tls = acceptor.is_some(), "showing metrics");
+    tasks.spawn(telemetry::http::serve(
+        listener,
+        acceptor,
+        router,
+        std::future::pending(),
+    ));
+    Ok(certificates)
+}
+
+/// SIGTERM and SIGINT, as they come.
+fn signals() -> Result<impl Stream<Item = ()>, CommandError> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    Ok(stream::poll_fn(move |context| {
+        let signal = terminate.poll_recv(context).is_ready() || interrupt.poll_recv(context).is_ready();
+        if signal { Poll::Ready(Some(())) } else { Poll::Pending }
+    }))
+}
+
+/// The line that makes a first call with a secret, to be pasted into a shell.
+pub fn first_call(program: &Path, secret: &SharedSecret, port: u16, host: &str, tls: bool) -> String {
+    let program = program.to_string_lossy();
+    let plain = program
+        .chars()
+        .all(|character| character.is_alphanumeric() || "/._-+".contains(character));
+    let program = if plain {
+        program.into_owned()
+    } else {
+        format!("'{}'", program.replace('\'', r"'\''"))
+    };
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    };
+    let (scheme, trust) = if tls {
+        ("https", " --certificate-authority-file FILE")
+    } else {
+        ("http", "")
+    };
+    format!(
+        "SHARED_SECRET={} {program} server-info{trust} --address {scheme}://{host}:{port}",
+        secret.to_base64()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_call_can_be_pasted_wherever_the_program_is() {
+        let secret = SharedSecret::generate();
+        for (program, shown) in [
+            ("/usr/bin/databroker-host", "/usr/bin/databroker-host"),
+            ("/it's here/x", r"'/it'\''s here/x'"),
+        ] {
+            let call = first_call(Path::new(program), &secret, 5443, "::1", false);
+            let expected = format!(
+                "SHARED_SECRET={} {shown} server-info --address http://[::1]:5443",
+                secret.to_base64()
+            );
+            assert_eq!(call, expected);
+        }
+    }
+}

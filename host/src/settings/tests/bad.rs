@@ -1,0 +1,756 @@
+//! Every setting with values that cannot be used: one line each, that says where, what is wrong and what to do.
+
+use super::*;
+
+/// Checks that there is exactly one mistake, and that its line begins so and holds that.
+fn check(folder: &Folder, environment: &[(&str, &str)], begins: &str, holds: &str) {
+    let mistakes = read(environment).map(|_| ()).unwrap_err();
+    assert_eq!(mistakes.len(), 1, "{environment:?}: {mistakes:#?}");
+    let line = folder.shortened(&mistakes[0]);
+    assert!(
+        line.starts_with(&format!("{begins}: ")) && line.contains(holds),
+        "{environment:?}: {line}"
+    );
+    for (name, value) in environment {
+        let secret = ALL.iter().any(|key| key.variable == *name && key.secret);
+        assert!(
+            !secret || value.len() < 4 || !line.contains(value),
+            "shows a secret: {line}"
+        );
+    }
+}
+
+/// The variables, the setting that is at fault, what is wrong with it, and what to do.
+type Case<'a> = (Vec<(&'a str, &'a str)>, &'a str, String, &'a str);
+
+#[test]
+fn each_mistake_says_what_to_do() {
+    let folder = Folder::new();
+    let file = |name: &str, content: &[u8]| folder.file(name, content);
+    let pipe = folder.0.path().join("pipe").to_str().unwrap().to_owned();
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let (certificate, key) = folder.certificate("own");
+    let (_, other_key) = folder.certificate("other");
+    let secret = ("SHARED_SECRET", SECRET);
+    let metrics = ("METRICS_ADDRESS", ":9090");
+    let traces = ("OTEL_TRACES_EXPORTER", "otlp");
+    let text = base64(std::fs::read(&certificate).unwrap());
+    let text_key = base64(std::fs::read(&key).unwrap());
+    let too_long = format!("{}.com", "a".repeat(300));
+    // What is set besides, the setting, its value, and what the line holds.
+    let cases: Vec<Case<'_>> = vec![
+        (
+            vec![],
+            "GRPC_ADDRESS",
+            "5443".into(),
+            "\"5443\" is not an address: write HOST:PORT",
+        ),
+        (
+            vec![],
+            "GRPC_ADDRESS",
+            "127.0.0.1:99999".into(),
+            "\"127.0.0.1:99999\" is not an address",
+        ),
+        (
+            vec![],
+            "GRPC_INSECURE",
+            "yes please".into(),
+            "neither true nor false: write true or false",
+        ),
+        (
+            vec![],
+            "SERVICES",
+            "proxy,authorize".into(),
+            "does not include databroker",
+        ),
+        (vec![], "SHUTDOWN_GRACE_PERIOD", "2h".into(), "out of bounds: 0s to 1h"),
+        (
+            vec![],
+            "SHUTDOWN_GRACE_PERIOD",
+            "soon".into(),
+            "is not a duration: write a duration such as 10s",
+        ),
+        (vec![], "SHARED_SECRET", "".into(), "empty shared secret"),
+        (
+            vec![],
+            "SHARED_SECRET",
+            format!("{SECRET}\n"),
+            "contains whitespace: remove the spaces",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET",
+            "c2hvcnQgc2VjcmV0".into(),
+            "got 12 bytes but want 32",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET",
+            "hunter2hunter2!!".into(),
+            "not standard base64",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET",
+            "0123456789abcdef0123456789abcde!".into(),
+            "it looks like the bytes themselves",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            "/does/not/exist".into(),
+            "cannot read it: No such file",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            "/dev/zero".into(),
+            "it is a device, not a file",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            "/".into(),
+            "it is a directory, not a file",
+        ),
+        (vec![], "SHARED_SECRET_FILE", pipe.clone(), "it is a pipe, not a file"),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            file("long", &[b'A'; 65537]),
+            "more than 65536 bytes",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            file("end", format!("{SECRET}\n").as_bytes()),
+            "contains whitespace",
+        ),
+        (vec![], "SHARED_SECRET_FILE", file("empty", b""), "empty shared secret"),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            file("raw", &[0xff; 32]),
+            "it holds 32 raw bytes, no text: write them as base64",
+        ),
+        (
+            vec![secret],
+            "SHARED_SECRET_PREVIOUS",
+            "c2hvcnQgc2VjcmV0".into(),
+            "got 12 bytes but want 32",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_PREVIOUS",
+            SECRET.into(),
+            "there is no secret after it: set SHARED_SECRET",
+        ),
+        (
+            vec![secret],
+            "SHARED_SECRET_PREVIOUS_FILE",
+            "/does/not/exist".into(),
+            "cannot read it",
+        ),
+        (
+            vec![("CERTIFICATE_KEY", &text_key)],
+            "CERTIFICATE",
+            "!".into(),
+            "it is not base64: write it as",
+        ),
+        (
+            vec![("CERTIFICATE_KEY", &text_key)],
+            "CERTIFICATE",
+            "-----BEGIN CERTIFICATE-----".into(),
+            "it is PEM itself, not base64 of PEM",
+        ),
+        (
+            vec![("CERTIFICATE_KEY", &text_key)],
+            "CERTIFICATE",
+            base64("x"),
+            "there is no PEM in it",
+        ),
+        (
+            vec![],
+            "CERTIFICATE",
+            text.clone(),
+            "set without CERTIFICATE_KEY: set CERTIFICATE_KEY too",
+        ),
+        (vec![], "CERTIFICATE_KEY", text_key.clone(), "set without CERTIFICATE: "),
+        (
+            vec![("CERTIFICATE", &text)],
+            "CERTIFICATE_KEY",
+            "hunter2".into(),
+            "it is not base64",
+        ),
+        (
+            vec![("CERTIFICATE", &text)],
+            "CERTIFICATE_KEY",
+            text.clone(),
+            "a certificate and no key",
+        ),
+        (
+            vec![],
+            "CERTIFICATE_FILE",
+            certificate.clone(),
+            "set without CERTIFICATE_KEY_FILE",
+        ),
+        (
+            vec![("CERTIFICATE_KEY_FILE", &key)],
+            "CERTIFICATE_FILE",
+            "/nowhere".into(),
+            "cannot read it",
+        ),
+        (
+            vec![("CERTIFICATE_KEY_FILE", &key)],
+            "CERTIFICATE_FILE",
+            pipe.clone(),
+            "it is a pipe",
+        ),
+        (
+            vec![("CERTIFICATE_KEY_FILE", &key)],
+            "CERTIFICATE_FILE",
+            key.clone(),
+            "a key and no certificate",
+        ),
+        (
+            vec![],
+            "CERTIFICATE_KEY_FILE",
+            key.clone(),
+            "set without CERTIFICATE_FILE",
+        ),
+        (
+            vec![("CERTIFICATE_FILE", &certificate)],
+            "CERTIFICATE_KEY_FILE",
+            other_key.clone(),
+            "does not belong",
+        ),
+        (
+            vec![],
+            "CERTIFICATES",
+            certificate.clone(),
+            "it is a text where a list is expected",
+        ),
+        (
+            vec![],
+            "CERTIFICATES",
+            "[a]".into(),
+            "it has a text where cert and key are expected",
+        ),
+        (
+            vec![],
+            "CERTIFICATES",
+            "[{cert: a}]".into(),
+            "a pair without key: write a list such as",
+        ),
+        (
+            vec![],
+            "CERTIFICATES",
+            "[{cert: a, kye: b}]".into(),
+            "it has \"kye\" where cert and key",
+        ),
+        (
+            vec![],
+            "CERTIFICATES",
+            "[{cert: [a], key: b}]".into(),
+            "its cert is a list where a file's path",
+        ),
+        (vec![], "CERTIFICATES", "[{cert: ".into(), "not a list as YAML or JSON"),
+        (
+            vec![],
+            "CERTIFICATES",
+            format!("[{{cert: {certificate}, key: /nowhere}}]"),
+            "\"/nowhere\": cannot read it",
+        ),
+        (
+            vec![],
+            "TLS_DERIVE",
+            "https://a".into(),
+            "is not a host name: write the host name",
+        ),
+        (vec![], "TLS_DERIVE", too_long, "is not a host name"),
+        (
+            vec![("GRPC_INSECURE", "true")],
+            "TLS_DERIVE",
+            "a.example.com".into(),
+            "needs TLS, which GRPC_INSECURE turns off",
+        ),
+        (vec![], "GRPC_CLIENT_CA", "hunter2".into(), "it is not base64"),
+        (
+            vec![("GRPC_INSECURE", "true")],
+            "GRPC_CLIENT_CA",
+            text.clone(),
+            "needs TLS",
+        ),
+        (vec![], "GRPC_CLIENT_CA_FILE", "/nowhere".into(), "cannot read it"),
+        (vec![], "GRPC_CLIENT_CA_FILE", key.clone(), "a key and no certificate"),
+        (
+            vec![],
+            "TLS_RELOAD_INTERVAL",
+            "1ms".into(),
+            "out of bounds: 100ms to 1day",
+        ),
+        (
+            vec![],
+            "DATABROKER_STORAGE_TYPE",
+            "redis".into(),
+            "\"redis\" is not a storage plugin; there is memory",
+        ),
+        (
+            vec![],
+            "DATABROKER_STORAGE_TYPE",
+            "postgres".into(),
+            "that this version has no plugin for; there is memory",
+        ),
+        (
+            vec![],
+            "DATABROKER_STORAGE_TYPE",
+            "postgres://user@host".into(),
+            "looks like a connection string",
+        ),
+        (
+            vec![],
+            "DATABROKER_STORAGE_CONNECTION_STRING_FILE",
+            "/nowhere".into(),
+            "cannot read it",
+        ),
+        (
+            vec![],
+            "DATABROKER_STORAGE_CONNECTION_STRING_FILE",
+            file("dsn", &[0xff]),
+            "1 raw bytes, no text",
+        ),
+        (
+            vec![],
+            "DATABROKER_HISTORY",
+            "an hour".into(),
+            "is not a duration: write a duration such as 1h30m",
+        ),
+        (vec![], "DATABROKER_HISTORY", "-1h".into(), "is not a duration"),
+        (vec![], "DATABROKER_HISTORY", "3600".into(), "is not a duration"),
+        (vec![], "DATABROKER_HISTORY", "0s".into(), "out of bounds: 10ms to "),
+        (
+            vec![],
+            "DATABROKER_HISTORY",
+            "99999999999999999999h".into(),
+            "is not a duration",
+        ),
+        (
+            vec![],
+            "DATABROKER_CLEAN_INTERVAL",
+            "2days".into(),
+            "out of bounds: 10ms to 1day",
+        ),
+        (
+            vec![],
+            "LOG_LEVEL",
+            "loud".into(),
+            "\"loud\" is not a level: write trace, debug",
+        ),
+        (
+            vec![],
+            "LOG_FORMAT",
+            "xml".into(),
+            "\"xml\" is not a format: write text or json",
+        ),
+        (
+            vec![],
+            "HEALTH_CHECK_ADDR",
+            "28080".into(),
+            "is not an address: write HOST:PORT",
+        ),
+        (
+            vec![],
+            "HEALTH_CHECK_ADDR",
+            "127.0.0.1:5443".into(),
+            "is where GRPC_ADDRESS listens: choose another port",
+        ),
+        (
+            vec![metrics],
+            "HEALTH_CHECK_ADDR",
+            ":9090".into(),
+            "is where METRICS_ADDRESS listens",
+        ),
+        (vec![], "METRICS_ADDRESS", "here".into(), "is not an address"),
+        (
+            vec![],
+            "METRICS_ADDRESS",
+            "127.0.0.1:5443".into(),
+            "is where GRPC_ADDRESS listens",
+        ),
+        (
+            vec![metrics],
+            "METRICS_BASIC_AUTH",
+            "hunter2".into(),
+            "it is not base64 of a text: write it as",
+        ),
+        (
+            vec![metrics],
+            "METRICS_BASIC_AUTH",
+            base64("hunter2"),
+            "there is no : between a name and a password",
+        ),
+        (
+            vec![],
+            "METRICS_BASIC_AUTH",
+            base64("a:b"),
+            "no metrics to protect: set METRICS_ADDRESS too",
+        ),
+        (
+            vec![metrics],
+            "METRICS_BASIC_AUTH_FILE",
+            "/nowhere".into(),
+            "cannot read it",
+        ),
+        (
+            vec![metrics],
+            "METRICS_BASIC_AUTH_FILE",
+            file("auth", b"hunter2"),
+            "it is not base64 of a text",
+        ),
+        (
+            vec![metrics],
+            "METRICS_CERTIFICATE",
+            text.clone(),
+            "set without METRICS_CERTIFICATE_KEY",
+        ),
+        (
+            vec![("METRICS_CERTIFICATE_KEY", &text_key)],
+            "METRICS_CERTIFICATE",
+            text.clone(),
+            "no metrics to protect",
+        ),
+        (
+            vec![metrics],
+            "METRICS_CERTIFICATE_KEY",
+            text_key.clone(),
+            "set without METRICS_CERTIFICATE",
+        ),
+        (
+            vec![metrics],
+            "METRICS_CERTIFICATE_FILE",
+            certificate.clone(),
+            "set without METRICS_CERTIFICATE_KEY_FILE",
+        ),
+        (
+            vec![metrics],
+            "METRICS_CERTIFICATE_KEY_FILE",
+            key.clone(),
+            "set without METRICS_CERTIFICATE_FILE",
+        ),
+        (
+            vec![metrics, ("METRICS_CERTIFICATE_FILE", &certificate)],
+            "METRICS_CERTIFICATE_KEY_FILE",
+            other_key.clone(),
+            "does not belong",
+        ),
+        (
+            vec![metrics],
+            "METRICS_CLIENT_CA",
+            text.clone(),
+            "only where the metrics have one: set METRICS_CERTIFICATE_FILE",
+        ),
+        (vec![metrics], "METRICS_CLIENT_CA", "hunter2".into(), "it is not base64"),
+        (
+            vec![metrics],
+            "METRICS_CLIENT_CA_FILE",
+            certificate.clone(),
+            "only where the metrics have one",
+        ),
+        (
+            vec![
+                metrics,
+                ("METRICS_CERTIFICATE_FILE", &certificate),
+                ("METRICS_CERTIFICATE_KEY_FILE", &key),
+            ],
+            "METRICS_CLIENT_CA_FILE",
+            "/nowhere".into(),
+            "cannot read it",
+        ),
+        (
+            vec![],
+            "OTEL_TRACES_EXPORTER",
+            "jaeger".into(),
+            "\"jaeger\" is not an exporter: write otlp or none",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "collector:4317".into(),
+            "not a URL with http:// or https://",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "http://".into(),
+            "it is not a URL",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+            "http/json".into(),
+            "is not a protocol: write grpc or",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "udp".into(),
+            "is not a protocol",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "hunter2".into(),
+            "a part that is not NAME=VALUE: write",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "https://collector".into(),
+            "over HTTPS by grpc only, and the protocol is http/protobuf: set OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+        ),
+        (
+            vec![traces, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")],
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "HTTPS://collector:4317".into(),
+            "over HTTPS by grpc only",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "good=x,swordfish 1=y".into(),
+            "the name in part 2 cannot be sent as a header",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "name-bin=swordfish".into(),
+            "the name in part 1 cannot be sent",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "name=sword\u{1}fish".into(),
+            "the value in part 1 cannot be sent",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+            "a=b,=hunter2".into(),
+            "a part that is not NAME=VALUE",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_TIMEOUT",
+            "10s".into(),
+            "is not a number: write a number of milliseconds",
+        ),
+        (
+            vec![traces],
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+            "0".into(),
+            "out of bounds: 1 to 600000",
+        ),
+        (
+            vec![traces],
+            "OTEL_TRACES_SAMPLER_ARG",
+            "1.5".into(),
+            "out of bounds: 0.0 to 1.0",
+        ),
+        (vec![traces], "OTEL_TRACES_SAMPLER_ARG", "NaN".into(), "out of bounds"),
+        (
+            vec![traces],
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "databroker".into(),
+            "a part that is not NAME=VALUE",
+        ),
+        (vec![traces], "OTEL_BSP_SCHEDULE_DELAY", "-1".into(), "is not a number"),
+        (
+            vec![traces],
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+            "0".into(),
+            "out of bounds: 1 to 2048",
+        ),
+        (
+            vec![traces],
+            "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "-2".into(),
+            "is not a number",
+        ),
+    ];
+    for (besides, name, value, holds) in &cases {
+        let mut environment = besides.clone();
+        environment.push((name, value));
+        check(&folder, &environment, name, holds);
+    }
+    // What these say cannot be judged before they are used.
+    let unchecked = [
+        "DATABROKER_PLUGIN_CACHE_DIR",
+        "DATABROKER_RECORD_DESCRIPTORS",
+        "DATABROKER_STORAGE_CONNECTION_STRING",
+    ];
+    for key in ALL {
+        let covered = cases.iter().any(|(_, name, _, _)| *name == key.variable);
+        assert!(
+            covered != unchecked.contains(&key.variable),
+            "no bad value of {}",
+            key.variable
+        );
+    }
+    let misplaced = read(&[("DATABROKER_STORAGE_TYPE", "postgres://user:password@host/db")]).unwrap_err();
+    assert!(!misplaced.concat().contains("password") && misplaced.concat().contains("CONNECTION_STRING"));
+    let endpoint = read(&[traces, ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://user:password@host")]).unwrap_err();
+    assert!(!endpoint.concat().contains("password"), "{endpoint:?}");
+    for name in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
+        let endpoint = read(&[traces, (name, "http://user:hunter2@host:4318")]).unwrap_err();
+        assert_eq!(endpoint.len(), 1, "{endpoint:?}");
+        let line = endpoint.concat();
+        assert!(
+            line.starts_with(name) && line.contains("OTEL_EXPORTER_OTLP_HEADERS"),
+            "{line}"
+        );
+        assert!(!line.contains("hunter2"), "{line}");
+    }
+}
+
+#[test]
+fn unknown_names_show_no_value_that_stuck_to_them() {
+    let folder = Folder::new();
+    let mistakes = folder
+        .read(&format!("{{shared_secret:{SECRET}}}\n"), &[])
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        mistakes
+            .iter()
+            .any(|line| line.contains("shared_secret…: there is no such setting")),
+        "{mistakes:?}"
+    );
+    assert!(!mistakes.concat().contains("AAEC"), "{mistakes:?}");
+}
+
+#[test]
+fn an_address_for_others_needs_a_secret() {
+    let folder = Folder::new();
+    check(
+        &folder,
+        &[("GRPC_INSECURE", "true"), ("GRPC_ADDRESS", ":5443")],
+        "SHARED_SECRET",
+        "it is not set: set it to the value that Pomerium has",
+    );
+    check(
+        &folder,
+        &[("GRPC_ADDRESS", "10.0.0.1:5443")],
+        "SHARED_SECRET",
+        "it is not set",
+    );
+}
+
+#[test]
+fn every_setting_refuses_yaml_of_another_shape() {
+    let folder = Folder::new();
+    for key in ALL {
+        let name = key.yaml();
+        let shapes: &[(&str, &str)] = match key.shape {
+            Shape::Text => &[("[x, y]", "it is a list where"), ("{x: y}", "it is a mapping where")],
+            Shape::List => &[
+                ("{x: y}", "it is a mapping where"),
+                ("[[x]]", "it has a list in a list of texts"),
+            ],
+            Shape::Certificates => &[
+                ("{x: y}", "it is a mapping where"),
+                ("[[x]]", "it has a list where cert and key"),
+            ],
+        };
+        for (value, expected) in shapes {
+            let content = format!("{name}: {value}\n");
+            let besides = [("OTEL_TRACES_EXPORTER", "otlp")];
+            let besides = if key.variable == besides[0].0 {
+                &[][..]
+            } else {
+                &besides[..]
+            };
+            let mistakes = folder.read(&content, besides).map(|_| ()).unwrap_err();
+            assert_eq!(mistakes.len(), 1, "{content}: {mistakes:?}");
+            let begins = format!("config.yaml:1:1: {name}: {expected}");
+            let begins_inside = format!("config.yaml:1:16: {name}: {expected}");
+            let line = &mistakes[0];
+            assert!(line.starts_with(&begins) || line.starts_with(&begins_inside), "{line}");
+        }
+    }
+}
+
+#[test]
+fn values_that_are_no_text_are_mistakes() {
+    use std::os::unix::ffi::OsStringExt as _;
+    for key in ALL {
+        let value = OsString::from_vec(vec![0xff]);
+        let mut in_environment = Source::default();
+        in_environment.environment.insert(key.variable.into(), value.clone());
+        let mut as_flag = Source::default();
+        as_flag.flags.insert(key.variable, value);
+        let flag = key.flag.map(|flag| (as_flag, format!("--{flag}")));
+        for (source, name) in [(in_environment, key.variable.to_owned())].into_iter().chain(flag) {
+            let mistakes = lines(Settings::read(&source).unwrap_err());
+            assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+            assert!(
+                mistakes[0].starts_with(&format!("{name}: it is not UTF-8")),
+                "{mistakes:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn mistakes_name_what_was_used() {
+    let flags = [("LOG_LEVEL", "loud")];
+    let mistakes = lines(Settings::read(&source(&flags, &[("LOG_LEVEL", "info")])).unwrap_err());
+    assert_eq!(
+        mistakes,
+        ["--log-level: \"loud\" is not a level: write trace, debug, info, warn, error or off"]
+    );
+    let folder = Folder::new();
+    let mistakes = folder.read("# levels\nlog_level: loud\n", &[]).unwrap_err();
+    assert_eq!(
+        mistakes,
+        ["config.yaml:2:1: log_level: \"loud\" is not a level: write trace, debug, info, warn, error or off"]
+    );
+    let content = "certificates:\n- cert: /nowhere\n  key: /nowhere\n- cert: x\n";
+    let mistakes = folder.read(content, &[]).unwrap_err();
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert!(
+        mistakes[0].starts_with("config.yaml:4:3: certificates: it has a pair without key"),
+        "{mistakes:?}"
+    );
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let folder = Folder::new();
+    let mistakes = folder
+        .read(
+            "grpc_adress: x\nlog_format: xml\ntracing_provider: x\ndatabroker_history: [1h]\n",
+            &[
+                ("GRPC_ADDRESS", "nowhere"),
+                ("GRPC_INSECURE", "maybe"),
+                ("SHARED_SECRET", "c2hvcnQgc2VjcmV0"),
+                ("CERTIFICATE_FILE", "/nowhere"),
+                ("DATABROKER_STORAGE_TYPE", "redis"),
+                ("DATABROKER_CLEAN_INTERVAL", "often"),
+                ("SHUTDOWN_GRACE_PERIOD", "short"),
+                ("LOG_LEVEL", "loud"),
+                ("SERVICES", "proxy"),
+                ("METRICS_BASIC_AUTH", "x"),
+            ],
+        )
+        .unwrap_err();
+    assert_eq!(mistakes.len(), 14, "{mistakes:#?}");
+    // A file that cannot be read hides nothing of the rest.
+    let broken = folder.read("a: [\n", &[("LOG_LEVEL", "loud")]).unwrap_err();
+    assert_eq!(broken.len(), 2, "{broken:?}");
+}

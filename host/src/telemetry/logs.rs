@@ -1,0 +1,189 @@
+//! Logs: lines of text or JSON on standard error.
+//!
+//! A thread of its own writes them, from a queue that drops lines where it is full: a pipe that nobody drains, or a disk that
+//! is full, must stop neither a call nor the shutdown. How many were lost is a metric and, once in a while, a line. The
+//! level can be changed while the process runs; the format is what programs that read the log count on, and stays.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use tracing::Subscriber;
+use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use super::config::{LogFormat, Logs};
+use super::traces;
+
+/// How often lost lines are spoken of.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// The log. The last lines are written when it is dropped.
+pub struct Log {
+    /// Changes what is logged.
+    filter: reload::Handle<Targets, Registry>,
+    dropped: ErrorCounter,
+    /// Writes the last lines.
+    _writer: WorkerGuard,
+}
+
+impl Log {
+    /// A log, and the layer that feeds it from events.
+    pub fn new(config: &Logs) -> (Self, Box<dyn Layer<Registry> + Send + Sync>) {
+        let (queue, writer): (NonBlocking, WorkerGuard) =
+            NonBlockingBuilder::default().lossy(true).finish(std::io::stderr());
+        let dropped = queue.error_counter();
+        let (targets, filter) = reload::Layer::new(targets(config.level));
+        // A terminal gets colours, a file does not.
+        let lines = layer(config.format, queue, std::io::stderr().is_terminal()).with_filter(targets);
+        let log = Self {
+            filter,
+            dropped,
+            _writer: writer,
+        };
+        (log, lines.boxed())
+    }
+
+    /// Logs what is of this level or above from now on.
+    pub fn set_level(&self, level: LevelFilter) {
+        // It fails where the log is no longer there, and with it whoever might read it.
+        let _ = self.filter.reload(targets(level));
+    }
+
+    /// Counts the lines that were lost.
+    pub fn dropped(&self) -> ErrorCounter {
+        self.dropped.clone()
+    }
+}
+
+/// Libraries get to say what went wrong; all that they do is logged at `trace` only.
+fn targets(level: LevelFilter) -> Targets {
+    let libraries = if level == LevelFilter::TRACE {
+        LevelFilter::TRACE
+    } else {
+        level.min(LevelFilter::WARN)
+    };
+    Targets::new()
+        .with_target("databroker_host", level)
+        .with_target(traces::TARGET, LevelFilter::OFF)
+        .with_default(libraries)
+}
+
+/// What makes lines of events. The fields of JSON are described in `docs/logs.md`.
+fn layer<S, W>(format: LogFormat, writer: W, colours: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    match format {
+        LogFormat::Text => lines.with_ansi(colours).boxed(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .boxed(),
+    }
+}
+
+/// Says once in a while how many lines were lost since, for as long as it is polled.
+pub async fn report_dropped(dropped: ErrorCounter) {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    let mut told = 0;
+    loop {
+        ticks.tick().await;
+        let all = dropped.dropped_lines();
+        if all > told {
+            let lines = all - told;
+            tracing::warn!(lines, "log lines were lost: standard error is not read fast enough");
+            told = all;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use serde_json::Value;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Written {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().clone()).unwrap()
+        }
+    }
+
+    /// What a log of this format has for these events; the second half after another level was set.
+    fn logged(format: LogFormat, events: impl Fn()) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let (filter, handle) = reload::Layer::new(targets(LevelFilter::INFO));
+        let lines = layer(format, move || writer.clone(), false).with_filter(filter);
+        let subscriber = tracing_subscriber::registry().with(lines);
+        tracing::subscriber::with_default(subscriber, || {
+            events();
+            handle.reload(targets(LevelFilter::DEBUG)).unwrap();
+            events();
+        });
+        written.text()
+    }
+
+    #[test]
+    fn the_level_can_be_changed_while_it_runs() {
+        let text = logged(LogFormat::Text, || {
+            tracing::debug!("in detail");
+            tracing::info!("in short");
+            tracing::info!(target: "some_library", "chatter");
+            tracing::warn!(target: "some_library", "trouble");
+            tracing::info_span!(target: traces::TARGET, "call").in_scope(|| tracing::error!("within a span"));
+        });
+        let counts = ["in detail", "in short", "chatter", "trouble", "within a span"]
+            .map(|part| text.lines().filter(|line| line.contains(part)).count());
+        assert_eq!(counts, [1, 2, 0, 2, 2], "{text}");
+        assert!(!text.contains("call"), "spans are for traces: {text}");
+    }
+
+    #[test]
+    fn json_has_the_documented_fields_at_the_top() {
+        let text = logged(LogFormat::Json, || {
+            tracing::warn!(
+                method = "/a.B/C",
+                peer = tracing::field::display("[::1]:1"),
+                "call\nfailed \"so\""
+            );
+        });
+        assert_eq!(text.lines().count(), 2, "a line for each event: {text}");
+        let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(line["level"], "WARN");
+        assert_eq!(line["message"], "call\nfailed \"so\"");
+        assert_eq!(line["target"], "databroker_host::telemetry::logs::tests");
+        assert_eq!(line["method"], "/a.B/C");
+        assert_eq!(line["peer"], "[::1]:1");
+        let time = line["timestamp"].as_str().unwrap();
+        assert!(humantime::parse_rfc3339(time).is_ok(), "{time}");
+    }
+}
