@@ -1,9 +1,9 @@
 //! The connections of a listener: accepted, encrypted where there is a certificate, and counted.
 //!
-//! The transport takes connections from a stream and looks at no error of it but in a loop without a pause, so that a process that
-//! has run out of file descriptors would keep a processor busy and say nothing. Here an error is waited out and told, with
-//! the remedy. The beginning of each, a TLS handshake or the first byte, is waited for in a task of its own, for a bounded time,
-//! so that a client that does not go on keeps nobody else waiting, and does not stay.
+//! The transport takes connections from a stream and looks at no error of it but in a loop without a pause, so that a
+//! process that has run out of file descriptors would keep a processor busy and say nothing. Here an error is waited out
+//! and told, with the remedy. The beginning of each, a TLS handshake or the first byte, is waited for in a task of its own,
+//! for a bounded time, so that a client that does not go on keeps nobody else waiting, and does not stay.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, rustls};
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::telemetry::seldom::Seldom;
 
 /// How many connections may be at their beginning at once; further connections wait in the kernel.
 const HANDSHAKES: usize = 8192;
@@ -143,7 +145,7 @@ impl Incoming {
         let reason = reason(error);
         tracing::debug!(%peer, reason, %error, "a connection came to nothing");
         let refusals = self.refusals.entry(reason).or_default();
-        if let Some(untold) = refusals.turn(Instant::now()) {
+        if let Some(untold) = refusals.turn(Instant::now(), LOG_INTERVAL) {
             tracing::info!(%peer, reason, untold, "refused a connection");
         }
     }
@@ -219,7 +221,7 @@ async fn accept(listener: &TcpListener, errors: &mut Seldom) -> (TcpStream, Sock
         ) {
             continue;
         }
-        if let Some(untold) = errors.turn(Instant::now()) {
+        if let Some(untold) = errors.turn(Instant::now(), LOG_INTERVAL) {
             tracing::error!(
                 %error,
                 untold,
@@ -240,29 +242,6 @@ fn prepare(socket: &TcpStream) {
         .and_then(|()| SockRef::from(socket).set_tcp_keepalive(&keepalive));
     if let Err(error) = set {
         tracing::debug!(%error, "cannot set the options of a connection");
-    }
-}
-
-/// Something that is told once in [`LOG_INTERVAL`].
-#[derive(Default)]
-struct Seldom {
-    told: Option<Instant>,
-    untold: u64,
-}
-
-impl Seldom {
-    /// If it is to be told now: how often it was not since it last was.
-    fn turn(&mut self, now: Instant) -> Option<u64> {
-        match self.told {
-            Some(told) if now.saturating_duration_since(told) < LOG_INTERVAL => {
-                self.untold = self.untold.saturating_add(1);
-                None
-            }
-            _ => {
-                self.told = Some(now);
-                Some(std::mem::take(&mut self.untold))
-            }
-        }
     }
 }
 
@@ -445,15 +424,5 @@ mod tests {
         }
         assert!(reason(&io::ErrorKind::UnexpectedEof.into()).contains("closed"));
         assert!(reason(&io::ErrorKind::TimedOut.into()).contains("did not go on"));
-    }
-
-    #[test]
-    fn what_happens_often_is_told_seldom() {
-        let start = Instant::now();
-        let mut seldom = Seldom::default();
-        assert_eq!(seldom.turn(start), Some(0));
-        assert_eq!(seldom.turn(start), None);
-        assert_eq!(seldom.turn(start), None);
-        assert_eq!(seldom.turn(start + LOG_INTERVAL), Some(2));
     }
 }

@@ -185,13 +185,6 @@ impl Reload<'_> {
     }
 
     fn apply(&mut self, new: Settings) -> Result<(), CommandError> {
-        // Looked at before anything is taken over, so that it is all of them or none.
-        let metrics = new.telemetry.metrics.as_ref().and_then(|metrics| metrics.tls.as_ref());
-        for source in new.tls.iter().chain(metrics) {
-            if let Err(error) = Certificates::load(source) {
-                return Err(CommandError::Usage(error.to_string()));
-            }
-        }
         let Changes { applied, restart } = self.settings.reload(new).map_err(|mistake| Mistakes(vec![mistake]))?;
         self.settings.notices.iter().for_each(tell);
         self.guard.replace(&self.settings.secrets);
@@ -218,7 +211,8 @@ impl Reload<'_> {
     }
 }
 
-/// Certificates may be the same files with other content, so they are looked at whatever the settings say.
+/// Certificates may be the same files with other content, so they are looked at whatever the settings say. Reading the
+/// settings has checked them already, with all else that was read.
 fn replace(certificates: Option<&Certificates>, source: Option<&tls::Source>) {
     let (Some(certificates), Some(source)) = (certificates, source) else {
         return;

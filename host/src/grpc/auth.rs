@@ -27,6 +27,7 @@ use tonic::{Request, Status};
 
 use crate::settings::{Secrets, SharedSecret};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::seldom::Seldom;
 
 /// Where the token is in a call's metadata.
 pub const METADATA_KEY: &str = "jwt";
@@ -248,8 +249,8 @@ struct GuardState {
     refusals: RefusalLog,
     /// How many calls were let in with the secret from before.
     previous_uses: AtomicU64,
-    /// When that was last logged, and how many calls there were then.
-    previous_logged: Mutex<Option<(Instant, u64)>>,
+    /// Whether that is to be logged.
+    previous_logged: Mutex<Seldom>,
     /// Where refusals are counted.
     metrics: Arc<Metrics>,
 }
@@ -297,7 +298,7 @@ impl Guard {
             verifiers: ArcSwap::from_pointee(Verifiers::from(secrets.into())),
             refusals: RefusalLog::default(),
             previous_uses: AtomicU64::new(0),
-            previous_logged: Mutex::new(None),
+            previous_logged: Mutex::default(),
             metrics,
         }))
     }
@@ -313,23 +314,17 @@ impl Guard {
     }
 
     fn used_previous(&self, peer: Option<SocketAddr>) {
-        let uses = self.0.previous_uses.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if let Some(calls) = self.turn(uses, Instant::now()) {
+        self.0.previous_uses.fetch_add(1, Ordering::Relaxed);
+        if let Some(calls) = self.turn(Instant::now()) {
             let peer = peer.map(tracing::field::display);
             tracing::info!(peer, calls, "the previous shared secret is still used");
         }
     }
 
     /// How many calls have come since this was last logged, if it is to be logged now.
-    fn turn(&self, uses: u64, now: Instant) -> Option<u64> {
-        let mut logged = self.0.previous_logged.lock();
-        let before = match *logged {
-            Some((at, _)) if now.saturating_duration_since(at) < PREVIOUS_LOG_INTERVAL => return None,
-            Some((_, before)) => before,
-            None => 0,
-        };
-        *logged = Some((now, uses));
-        Some(uses.saturating_sub(before))
+    fn turn(&self, now: Instant) -> Option<u64> {
+        let unlogged = self.0.previous_logged.lock().turn(now, PREVIOUS_LOG_INTERVAL)?;
+        Some(unlogged.saturating_add(1))
     }
 }
 
@@ -359,8 +354,8 @@ impl Interceptor for Guard {
 /// Logs refusals, each reason at most once in an interval.
 #[derive(Default)]
 struct RefusalLog {
-    /// By reason: when it was last logged and how often it was not since. There are as many as [`TokenError`] has.
-    reasons: Mutex<BTreeMap<&'static str, (Instant, u64)>>,
+    /// By reason, of which there are as many as [`TokenError`] has.
+    reasons: Mutex<BTreeMap<&'static str, Seldom>>,
 }
 
 impl RefusalLog {
@@ -373,22 +368,8 @@ impl RefusalLog {
 
     /// How many refusals were passed over since the last one that was logged, if this one is to be logged.
     fn turn(&self, error: &TokenError, now: Instant) -> Option<u64> {
-        let reason = error.kind();
         let mut reasons = self.reasons.lock();
-        let (logged, unlogged) = reasons
-            .get(&reason)
-            .copied()
-            .map_or((None, 0), |(at, count)| (Some(at), count));
-        match logged {
-            Some(at) if now.saturating_duration_since(at) < LOG_INTERVAL => {
-                reasons.insert(reason, (at, unlogged.saturating_add(1)));
-                None
-            }
-            _ => {
-                reasons.insert(reason, (now, 0));
-                Some(unlogged)
-            }
-        }
+        reasons.entry(error.kind()).or_default().turn(now, LOG_INTERVAL)
     }
 }
 

@@ -223,8 +223,8 @@ impl Call {
 
     /// Logs a call that has failed.
     fn log(&self, status: &Status) {
-        // These are ordinary: nothing was found, a lease is taken, a stream starts over, a client goes. Refused tokens have a line of
-        // their own, which says more.
+        // These are ordinary: nothing was found, a lease is taken, a stream starts over, a client goes. Refused tokens have
+        // a line of their own, which says more.
         let ordinary = matches!(
             status.code(),
             Code::NotFound | Code::AlreadyExists | Code::Aborted | Code::Cancelled | Code::Unauthenticated

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::keys::{self, Key};
 use super::reader::Reader;
 use super::{Address, address, certificates};
-use crate::telemetry::config::{BasicAuth, Config, LogFormat, Logs, Metrics, TraceProtocol, Traces};
+use crate::telemetry::config::{BasicAuth, Config, LogFormat, Logs, Metrics, TraceProtocol, Traces, is_https};
 
 /// The ports that collectors listen on.
 const GRPC_PORT: &str = ":4317";
@@ -260,12 +260,6 @@ fn ratio(text: &str) -> Result<f64, String> {
     } else {
         Err(format!("{text} is out of bounds: 0.0 to 1.0"))
     }
-}
-
-fn is_https(endpoint: &str) -> bool {
-    endpoint
-        .split_once("://")
-        .is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("https"))
 }
 
 /// Names and values that both protocols can send as headers. Neither is shown, since a mistyped list can have a secret in

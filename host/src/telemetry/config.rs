@@ -129,6 +129,13 @@ pub struct Traces {
     pub attribute_length: Option<u32>,
 }
 
+/// Whether a URL is one of HTTPS, however that is written.
+pub(crate) fn is_https(endpoint: &str) -> bool {
+    endpoint
+        .split_once("://")
+        .is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("https"))
+}
+
 /// What a collector of traces speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceProtocol {

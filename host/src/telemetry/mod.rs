@@ -10,6 +10,7 @@ pub mod http;
 mod logs;
 mod measured;
 pub mod metrics;
+pub mod seldom;
 pub mod traces;
 
 use std::sync::Arc;

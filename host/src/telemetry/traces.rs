@@ -36,6 +36,7 @@ use tracing_subscriber::{Layer, Registry};
 
 use super::config::{self, TraceProtocol};
 use super::metrics::Metrics;
+use super::seldom::Seldom;
 
 /// The target of spans, which no log shows and only the traces' layer takes.
 pub const TARGET: &str = "databroker_trace";
@@ -92,7 +93,7 @@ impl Traces {
             runtime: Handle::current(),
             metrics,
             attribute_length: config.attribute_length,
-            complained: Mutex::new(None),
+            complained: Mutex::default(),
         };
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(QUEUE)
@@ -137,7 +138,7 @@ impl Traces {
 
 fn exporter(config: &config::Traces) -> Result<opentelemetry_otlp::SpanExporter, TracesError> {
     let builder = opentelemetry_otlp::SpanExporter::builder();
-    let https = config.endpoint.starts_with("https://");
+    let https = config::is_https(&config.endpoint);
     let built = match config.protocol {
         TraceProtocol::Grpc => {
             let mut builder = builder
@@ -184,8 +185,8 @@ struct Exporter {
     runtime: Handle,
     metrics: Arc<Metrics>,
     attribute_length: Option<u32>,
-    /// When the collector was last complained of.
-    complained: Mutex<Option<Instant>>,
+    /// Whether the collector is to be complained of.
+    complained: Mutex<Seldom>,
 }
 
 impl SpanExporter for Exporter {
@@ -226,10 +227,7 @@ impl Exporter {
             return add(&self.metrics.spans.sent);
         };
         add(&self.metrics.spans.lost);
-        let now = Instant::now();
-        let mut complained = self.complained.lock();
-        if complained.is_none_or(|at| now.saturating_duration_since(at) >= COMPLAINTS) {
-            *complained = Some(now);
+        if self.complained.lock().turn(Instant::now(), COMPLAINTS).is_some() {
             tracing::warn!(%error, spans, "the collector does not take traces: they are lost");
         }
     }

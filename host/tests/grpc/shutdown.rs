@@ -15,6 +15,13 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
 use crate::server::{PATIENCE, SERVER_VERSION, Server, TYPE, descriptors, record};
 
+fn assert_shutting_down(status: &Status) {
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Unavailable, "the databroker is shutting down")
+    );
+}
+
 #[tokio::test]
 async fn streams_end_with_unavailable_and_what_was_written_is_safe() {
     let server = Server::start().await;
@@ -52,18 +59,12 @@ async fn streams_end_with_unavailable_and_what_was_written_is_safe() {
     };
     let status = patiently(synced.message()).await.unwrap_err();
     // The text is the server's own: it came in trailers, and no reset was taken for it.
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::Unavailable, "the databroker is shutting down")
-    );
+    assert_shutting_down(&status);
     let status = tokio::time::timeout(PATIENCE, services.message())
         .await
         .unwrap()
         .unwrap_err();
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::Unavailable, "the databroker is shutting down")
-    );
+    assert_shutting_down(&status);
     let message = tokio::time::timeout(PATIENCE, health.message()).await.unwrap();
     match message {
         Ok(Some(message)) => {
@@ -115,10 +116,7 @@ async fn who_has_no_call_or_asks_nothing_more_does_not_hold_up_the_end() {
         .await
         .unwrap()
         .unwrap_err();
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::Unavailable, "the databroker is shutting down")
-    );
+    assert_shutting_down(&status);
     assert_eq!(unfinished.await.unwrap().code(), Code::Unavailable);
     drop(held);
     server.ended().await.unwrap();
