@@ -1,17 +1,16 @@
 //! The connections of a listener: accepted, encrypted where there is a certificate, and counted.
 //!
-//! The transport takes connections from a stream and looks at no error of it but in a loop without a pause, so that a
-//! process that has run out of file descriptors would keep a processor busy and say nothing. Here an error is waited out
-//! and told, with the remedy. The beginning of each, a TLS handshake or the first byte, is waited for in a task of its own,
-//! for a bounded time, so that a client that does not go on keeps nobody else waiting, and does not stay.
+//! The beginning of each, a TLS handshake or the first byte, is waited for in a task of its own, for a bounded time, so
+//! that a client that does not go on keeps nobody else waiting, and does not stay. How many there may be, and which has
+//! to go for another, is in [`open`].
+
+mod open;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -23,20 +22,16 @@ use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, rustls};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use self::open::{Displaced, OpenConnection};
+pub use self::open::{OpenConnections, Peer};
+use crate::listener;
 use crate::telemetry::seldom::Seldom;
-
-/// How many connections may be at their beginning at once; further connections wait in the kernel.
-const HANDSHAKES: usize = 8192;
 
 /// How long that beginning may take: the TLS handshake, or the first byte.
 const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// When the kernel begins to ask an idle connection whether its client is still there, and how often it then does.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-
-/// How long accepting pauses after an error: the first time, and at most.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often the same thing is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -62,36 +57,11 @@ pub fn incoming(
     })
 }
 
-/// How many connections are open. Clones share the count.
-#[derive(Clone, Debug, Default)]
-pub struct OpenConnections(Arc<AtomicU64>);
-
-impl OpenConnections {
-    /// How many there are now.
-    pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn open(&self) -> OpenConnection {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        OpenConnection(self.clone())
-    }
-}
-
-/// One of them.
-struct OpenConnection(OpenConnections);
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A connection to a client, encrypted or not.
 pub struct Connection {
     bytes: Box<dyn Bytes>,
     info: TcpConnectInfo,
-    _open: OpenConnection,
+    open: OpenConnection,
 }
 
 /// What carries bytes both ways.
@@ -104,7 +74,7 @@ struct Incoming {
     /// None where connections are not encrypted.
     tls: Option<TlsAcceptor>,
     open: OpenConnections,
-    /// Those that are under way: [`HANDSHAKES`] at most.
+    /// Those that are under way.
     handshakes: JoinSet<Result<Connection, Failed>>,
     accept_errors: Seldom,
     /// By reason, of which there are as many as [`reason`] knows.
@@ -120,30 +90,48 @@ impl Incoming {
                     Ok(Err(failed)) => self.tell(&failed),
                     Err(error) => tracing::error!(%error, "a connection failed by a fault of the server"),
                 },
-                accepted = accept(&self.listener, &mut self.accept_errors),
-                    if self.handshakes.len() < HANDSHAKES =>
-                {
-                    let (socket, peer) = accepted;
-                    prepare(&socket);
-                    let info = socket.connect_info();
-                    let open = self.open.open();
-                    let greeting = greet(socket, self.tls.clone());
-                    self.handshakes.spawn(async move {
-                        match tokio::time::timeout(HANDSHAKE_TIME_LIMIT, greeting).await {
-                            Ok(Ok(bytes)) => Ok(Connection { bytes, info, _open: open }),
-                            Ok(Err(error)) => Err(Failed { peer, error }),
-                            Err(_) => Err(Failed { peer, error: io::ErrorKind::TimedOut.into() }),
-                        }
-                    });
+                (socket, peer) = accept(&self.open, &self.listener, &mut self.accept_errors) => {
+                    self.begin(socket, peer);
                 }
             }
         }
+    }
+
+    fn begin(&mut self, socket: TcpStream, peer: SocketAddr) {
+        let Some((open, displaced)) = self.open.open() else {
+            self.tell_reason(peer, ALL_KNOWN);
+            return;
+        };
+        if displaced == Displaced::Stranger {
+            self.tell_reason(peer, DISPLACED);
+        }
+        prepare(&socket);
+        let info = socket.connect_info();
+        let greeting = greet(socket, self.tls.clone());
+        self.handshakes.spawn(async move {
+            let greeted = tokio::select! {
+                greeted = tokio::time::timeout(HANDSHAKE_TIME_LIMIT, greeting) => greeted,
+                () = open.cut() => Ok(Err(io::Error::other(Foreign(CUT)))),
+            };
+            match greeted {
+                Ok(Ok(bytes)) => Ok(Connection { bytes, info, open }),
+                Ok(Err(error)) => Err(Failed { peer, error }),
+                Err(_) => Err(Failed {
+                    peer,
+                    error: io::ErrorKind::TimedOut.into(),
+                }),
+            }
+        });
     }
 
     fn tell(&mut self, failed: &Failed) {
         let Failed { peer, error } = failed;
         let reason = reason(error);
         tracing::debug!(%peer, reason, %error, "a connection came to nothing");
+        self.tell_reason(*peer, reason);
+    }
+
+    fn tell_reason(&mut self, peer: SocketAddr, reason: &'static str) {
         let refusals = self.refusals.entry(reason).or_default();
         if let Some(untold) = refusals.turn(Instant::now(), LOG_INTERVAL) {
             tracing::info!(%peer, reason, untold, "refused a connection");
@@ -151,8 +139,21 @@ impl Incoming {
     }
 }
 
-/// Does the TLS handshake. On a plain connection, waits for the first byte and looks whether it is one of HTTP/2: who speaks
-/// something else would be told nothing, and nobody here either.
+/// Accepts a connection once there is room for it.
+async fn accept(open: &OpenConnections, listener: &TcpListener, errors: &mut Seldom) -> (TcpStream, SocketAddr) {
+    open.few_leaving().await;
+    listener::accept(listener, errors).await
+}
+
+/// What is said where there are as many connections as there may be.
+const ALL_KNOWN: &str = "GRPC_MAX_CONNECTIONS connections of clients with a token are open: set a larger number, or look \
+                         who opens them";
+const DISPLACED: &str = "GRPC_MAX_CONNECTIONS connections are open, so that the oldest one without a token was closed for \
+                         this one";
+const CUT: &str = "GRPC_MAX_CONNECTIONS connections are open, and this one had shown no token";
+
+/// Does the TLS handshake. On a plain connection, waits for the first byte and looks whether it is one of HTTP/2: who
+/// speaks something else would be told nothing, and nobody here either.
 async fn greet(socket: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Box<dyn Bytes>> {
     let Some(tls) = tls else {
         let mut first = [0];
@@ -206,34 +207,6 @@ fn reason(error: &io::Error) -> &'static str {
     }
 }
 
-/// Accepts a connection, however long it takes.
-async fn accept(listener: &TcpListener, errors: &mut Seldom) -> (TcpStream, SocketAddr) {
-    let mut pause = SHORTEST_PAUSE;
-    loop {
-        let error = match listener.accept().await {
-            Ok(accepted) => return accepted,
-            Err(error) => error,
-        };
-        // That one connection was gone before it was accepted.
-        if matches!(
-            error.kind(),
-            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
-        ) {
-            continue;
-        }
-        if let Some(untold) = errors.turn(Instant::now(), LOG_INTERVAL) {
-            tracing::error!(
-                %error,
-                untold,
-                "cannot accept connections, and goes on trying: where too many files are open, raise the limit \
-                 (LimitNOFILE of a systemd unit, ulimit -n of a shell)"
-            );
-        }
-        tokio::time::sleep(pause).await;
-        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
-    }
-}
-
 /// Without these a connection is slower, or found to be dead later: no reason to refuse it.
 fn prepare(socket: &TcpStream) {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
@@ -246,10 +219,10 @@ fn prepare(socket: &TcpStream) {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.info.clone()
+    fn connect_info(&self) -> Peer {
+        self.open.peer(self.info.clone())
     }
 }
 
@@ -259,18 +232,30 @@ impl fmt::Debug for Connection {
     }
 }
 
+impl Connection {
+    /// Whatever the transport waits for, it hears when the connection has to end.
+    fn check(&self, context: &Context<'_>) -> io::Result<()> {
+        match self.open.poll_cut(context) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check(context)?;
         Pin::new(&mut self.bytes).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         Pin::new(&mut self.bytes).poll_write(context, bytes)
     }
 
@@ -279,6 +264,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         Pin::new(&mut self.bytes).poll_write_vectored(context, parts)
     }
 
@@ -287,10 +273,12 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(context)?;
         Pin::new(&mut self.bytes).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(context)?;
         Pin::new(&mut self.bytes).poll_shutdown(context)
     }
 }
@@ -300,6 +288,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
     use std::pin::pin;
+    use std::sync::Arc;
 
     use futures::StreamExt as _;
     use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
@@ -355,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_knows_its_peer_and_is_counted_while_it_lasts() {
         let (listener, address) = listen().await;
-        let open = OpenConnections::default();
+        let open = OpenConnections::new(8);
         let mut incoming = pin!(incoming(listener, None, open.clone()));
         // Who speaks TLS here is refused, and the next one is not.
         let mut encrypted = TcpStream::connect(address).await.unwrap();
@@ -363,7 +352,7 @@ mod tests {
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(b"P").await.unwrap();
         let mut server = incoming.next().await.unwrap().unwrap();
-        assert_eq!(server.connect_info().remote_addr(), client.local_addr().ok());
+        assert_eq!(server.connect_info().address(), client.local_addr().ok());
         assert_eq!(server.read_u8().await.unwrap(), b'P');
         tokio::select! {
             // It is closed, in an orderly way or not.
@@ -379,7 +368,7 @@ mod tests {
     async fn a_client_that_does_not_shake_hands_keeps_no_other_waiting() {
         let (listener, address) = listen().await;
         let (acceptor, connector) = tls();
-        let open = OpenConnections::default();
+        let open = OpenConnections::new(8);
         let mut incoming = pin!(incoming(listener, Some(acceptor), open.clone()));
         let silent = TcpStream::connect(address).await.unwrap();
         let mut plain = TcpStream::connect(address).await.unwrap();
@@ -393,7 +382,7 @@ mod tests {
             .await
             .expect("the handshake waits for another one");
         let (client, server) = (client.unwrap(), server.unwrap().unwrap());
-        assert_eq!(server.connect_info().remote_addr(), Some(peer));
+        assert_eq!(server.connect_info().address(), Some(peer));
         talk(client, server).await;
 
         // The plain one was refused, which its client sees.

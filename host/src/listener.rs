@@ -1,16 +1,28 @@
-//! A socket that listens where a setting says.
+//! A socket that listens where a setting says, and takes connections come what may.
+//!
+//! Accepting fails where the process has run out of file descriptors. That is waited out and told, with the remedy: a
+//! loop without a pause would keep a processor busy and say nothing.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, lookup_host};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
 
-use crate::settings::Address;
+use crate::address::Address;
+use crate::telemetry::seldom::Seldom;
 
 /// The kernel's queue of connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
+
+/// How long accepting pauses after an error: the first time, and at most.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often such an error is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// An address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +67,8 @@ impl fmt::Display for ListenError {
     }
 }
 
-/// Listens on an address: without a host on all addresses of this machine, IPv6 and IPv4 alike. The setting is the one that
-/// an error tells the operator to change.
+/// Listens on an address: without a host on all addresses of this machine, IPv6 and IPv4 alike. The setting is the one
+/// that an error tells the operator to change.
 ///
 /// # Errors
 ///
@@ -74,6 +86,34 @@ pub async fn listen(address: &Address, setting: &'static str) -> Result<TcpListe
         address: address.to_string(),
         error,
     })
+}
+
+/// Accepts a connection, however long it takes. The errors are those of this listener, to tell them seldom.
+pub async fn accept(listener: &TcpListener, errors: &mut Seldom) -> (TcpStream, SocketAddr) {
+    let mut pause = SHORTEST_PAUSE;
+    loop {
+        let error = match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => error,
+        };
+        // That one connection was gone before it was accepted.
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+        ) {
+            continue;
+        }
+        if let Some(untold) = errors.turn(Instant::now(), LOG_INTERVAL) {
+            tracing::error!(
+                %error,
+                untold,
+                "cannot accept connections, and goes on trying: where too many files are open, raise the limit \
+                 (LimitNOFILE of a systemd unit, ulimit -n of a shell)"
+            );
+        }
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
 }
 
 fn listen_everywhere(port: u16) -> io::Result<TcpListener> {

@@ -1,18 +1,19 @@
 //! The server: a listener, the services, and an orderly end.
 //!
-//! What a shutdown does, in this order, so that clients neither lose what was acknowledged nor take the end for their own:
+//! What a shutdown does, in this order, so that clients neither lose what was acknowledged nor take the end for their
+//! own:
 //!
 //! 1. health says NOT_SERVING, so that nobody new is sent here;
-//! 2. the broker ends all streams and refuses new calls, both with UNAVAILABLE, finishes the writes that wait and closes the
-//!    backend;
+//! 2. the broker ends all streams and refuses new calls, both with UNAVAILABLE, finishes the writes that wait and
+//!    closes the backend;
 //! 3. calls that wait for their clients are ended with UNAVAILABLE, too, and connections are told to go away;
 //! 4. once no call is open any more, connections have a moment to close; those that do not are dropped.
 //!
-//! All of it has a grace period, which only a client that does not take its answers can use up; what is not done by then is
-//! broken off. A further signal breaks it off at once.
+//! All of it has a grace period, which only a client that does not take its answers can use up; what is not done by
+//! then is broken off. A further signal breaks it off at once.
 //!
-//! A store whose plugin has stopped will not answer again. Then the server ends with an error, in the same order, so that
-//! whatever supervises the process starts a new one.
+//! A store whose plugin has stopped will not answer again. Then the server ends with an error, in the same order, so
+//! that whatever supervises the process starts a new one.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -32,29 +33,46 @@ use crate::grpc::auth::Guard;
 use crate::grpc::call::CallLayer;
 use crate::grpc::health::{Reporter, State};
 use crate::grpc::open_calls::OpenCalls;
+use crate::grpc::room::Room;
 use crate::telemetry::Instruments;
 
-/// Flow control: how far a client may be ahead on one stream, and on one connection, in bytes.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Flow control: how far a client may be ahead on one stream, and on one connection, in bytes. It is what a connection
+/// holds of requests that wait; on a long way of 100 ms it still lets 10 MiB through in a second.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// Most calls at a time on one connection. A proxy carries those of many clients, a Sync stream for each of their types.
-const STREAMS_PER_CONNECTION: u32 = 4096;
+/// Most calls at a time on one connection. A Pomerium process has up to 16 streams, and a databroker of Pomerium's that
+/// follows this one forwards those of all its clients over one connection: those of 64 processes here. One more would wait
+/// for ever, so there is room; against it stands that the metadata of so many calls may come in one go, before any of them
+/// is looked at.
+const STREAMS_PER_CONNECTION: u32 = 1024;
 
-/// Most bytes of a call's metadata.
-const HEADER_BYTES: u32 = 64 << 10;
+/// Most bytes of a call's metadata. Pomerium sends about 1 KiB: a token, and what traces add.
+const HEADER_BYTES: u32 = 16 << 10;
 
-/// How many calls that clients broke off may wait on a connection. Where it is exceeded all streams of the connection go, so
-/// it leaves room for a proxy whose clients run into their deadlines together.
+/// How many calls that clients broke off may wait on a connection. Where it is exceeded all streams of the connection
+/// go, so it leaves room for a proxy whose clients run into their deadlines together.
 const PENDING_RESETS: usize = 256;
 
-/// How often an idle connection is asked whether the client is still there, and how long that may take. Clients that are
-/// gone without a word are found by this; it is as rare as Pomerium's own.
-const PING_INTERVAL: Duration = Duration::from_secs(5 * 60);
-const PING_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many streams of a connection may be reset for what the client did wrong in them, before the connection is ended.
+const RESETS_FOR_ERRORS: usize = 256;
+
+/// How often an idle connection is asked whether the client is still there, and how long that may take. Clients that
+/// are gone without a word are found by this.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long connections without calls have to take what was written to them and to close.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How much there may be at a time. What is not a setting is in `grpc/room.rs` and above.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections.
+    pub connections: usize,
+    /// Streams of all connections together.
+    pub streams: usize,
+}
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -65,6 +83,8 @@ pub struct Config {
     pub grace_period: watch::Receiver<Duration>,
     /// What connections are encrypted with; none for plain ones.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// How much there may be at a time.
+    pub limits: Limits,
     /// Where it counts the calls that are open, for whoever wants to know.
     pub calls: OpenCalls,
     /// What is told of calls and connections, and of whether they are served.
@@ -112,7 +132,7 @@ pub async fn run(
 
     let Instruments { metrics, health: board } = config.instruments;
     metrics.observe_broker(&broker);
-    let open = OpenConnections::default();
+    let open = OpenConnections::new(config.limits.connections);
     let observed = open.clone();
     metrics.observe_connections(move || observed.count());
     let routes = grpc::routes(&broker, &config.guard, health)?;
@@ -125,9 +145,10 @@ pub async fn run(
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_max_header_list_size(HEADER_BYTES)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(RESETS_FOR_ERRORS))
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .layer(CallLayer::new(calls.clone(), metrics))
+        .layer(CallLayer::new(calls.clone(), Room::new(config.limits.streams), metrics))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, async {
             // The sender is dropped only with this function's future, which takes this one along.

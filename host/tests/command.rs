@@ -573,9 +573,9 @@ fn wrong_input_is_told_with_its_place() {
             ),
             (
                 &["record", "list", "--address", "https://127.0.0.1"],
-                64,
+                69,
                 &[],
-                &["--certificate-authority-file"],
+                &["cannot reach https://127.0.0.1"],
             ),
             (&["health", "--http", "https://127.0.0.1"], 64, &[], &["--http"]),
         ],
@@ -892,6 +892,19 @@ fn a_plugin_is_shown_and_refused_as_serve_refuses_it() {
         .iter()
         .all(|import| import["granted"] != "no");
     assert!(granted, "{json}");
+    let needs = json["wouldNeed"].as_array().unwrap();
+    assert!(
+        needs
+            .iter()
+            .all(|need| !need["settings"].as_array().unwrap().is_empty()),
+        "{json}"
+    );
+    let by_grant = |import: &Value| import["granted"] == "by grant";
+    assert_eq!(
+        needs.is_empty(),
+        !json["imports"].as_array().unwrap().iter().any(by_grant),
+        "{json}"
+    );
 
     // The smallest component there is, and a file that is none.
     let folder = tempfile::tempdir().unwrap();

@@ -2,16 +2,20 @@
 //!
 //! It says the same as the WIT interface `databroker:storage/store`, whose laws bind every implementation; they are not
 //! repeated here. There are two implementations: [`crate::component`], which carries a call to a plugin, and the native
-//! one in `native`, which the tests use and which is the yardstick of what the component boundary costs.
+//! one in `native`, which the tests use and which is the yardstick of what the component boundary costs. `reopening` is how
+//! a store that stopped comes back.
 //!
 //! Nothing here is generic and every result is bounded, so that the broker holds one `Arc<dyn Backend>`.
 
 pub mod native;
+mod reopening;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use reopening::{Availability, Event, Reopened, Reopener, Reopenings};
 
 use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp, Version};
 
@@ -88,6 +92,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Says what runs the store and what that takes, for metrics and health. It asks nobody, so that it answers at once.
     fn runtime(&self) -> Runtime {
         Runtime::default()
+    }
+
+    /// What tells when the store has stopped and was opened again; for the one who stands in front of it, once.
+    fn reopenings(&self) -> Reopenings {
+        Reopenings::never()
     }
 }
 
@@ -389,6 +398,8 @@ pub struct Runtime {
     pub log_lines_dropped: u64,
     /// How often a new instance took the place of one that had stopped.
     pub restarts: u64,
+    /// How often it was refused what it is not granted, by kind.
+    pub refusals: Vec<(&'static str, u64)>,
 }
 
 /// Which plugin it is.

@@ -45,6 +45,8 @@ impl Follower {
             match self.step(&mut seen).await {
                 Ok(()) => pause = SHORTEST_PAUSE,
                 Err(error) => {
+                    // What was seen before means nothing to a plugin that was started again.
+                    seen = None;
                     tracing::warn!(%error, "cannot follow the shared store's changes; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -58,7 +60,14 @@ impl Follower {
         let now = self.backend.wait(seen.unwrap_or_default()).await?;
         let is_new = |part: fn(&Observed) -> u64| seen.as_ref().is_none_or(|seen| part(seen) != part(&now));
         if is_new(|observed| observed.options_revision) || is_new(|observed| observed.server_version) {
-            self.options.replace(self.backend.list_options().await?);
+            loop {
+                let before = self.options.all();
+                let listed = self.backend.list_options().await?;
+                // Options that this host sets meanwhile are not in the list; it is read again then.
+                if self.options.replace_unchanged(&before, listed) {
+                    break;
+                }
+            }
             self.hub.options_changed();
         }
         if is_new(|observed| observed.services_revision) {

@@ -11,6 +11,7 @@ mod closing;
 mod error;
 mod follower;
 mod hub;
+mod leases;
 mod options;
 mod patch;
 mod query;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 pub use error::BrokerError;
@@ -33,13 +34,14 @@ pub use error::BrokerError;
 use self::closing::Closing;
 use self::follower::Follower;
 use self::hub::Hub;
+use self::leases::Leases;
 use self::options::OptionsTable;
 use self::patch::Patcher;
 use self::registry::Registry;
 use self::retention::Retention;
 use self::sync::Sources;
 use self::writer::{PutError, StoredRecord, Writer};
-use crate::backend::{self, Backend, Batch, LeaseAction, LeaseRequest, Operation, Position, StoreInfo};
+use crate::backend::{self, Availability, Backend, Batch, Operation, Position, StoreInfo};
 use crate::data::{Descriptors, Mask, network};
 use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp, Version};
 
@@ -73,6 +75,9 @@ impl Default for Config {
 /// Most bytes of records in an answer, which is what Pomerium's clients take. More is refused and not cut: who asks for a
 /// user's sessions in order to revoke them must not get some of them.
 const ANSWER_BYTES: usize = 4 << 20;
+
+/// How often a query is made again whose store was cleared, or came back empty, meanwhile.
+const QUERY_ATTEMPTS: usize = 3;
 
 /// Most keys that one call of the backend reads: so many of the largest records, 64 MiB, are held at once.
 const GET_KEYS: usize = 16;
@@ -200,9 +205,14 @@ pub struct Broker {
     hub: Arc<Hub>,
     options: Arc<OptionsTable>,
     writer: Writer,
+    leases: Leases,
     patcher: Patcher,
     registry: Registry,
+    /// The room for records that queries hold.
+    query_room: Semaphore,
     clock: fn() -> Timestamp,
+    /// Whether the backend can be asked.
+    availability: watch::Receiver<Availability>,
     /// The tasks that watch and clean; they end at shutdown.
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -217,12 +227,15 @@ impl Broker {
         descriptors: Arc<Descriptors>,
     ) -> Result<Arc<Self>, BrokerError> {
         let backend: Arc<dyn Backend> = Arc::new(Closing::new(backend));
+        let reopenings = backend.reopenings();
+        let availability = reopenings.watch();
         let clock = config.clock;
         let hub = Arc::new(Hub::new(info.position, config.hub_bytes));
         let options = Arc::new(OptionsTable::default());
         options.replace(backend.list_options().await?);
         let writer = Writer::start(
             Arc::clone(&backend),
+            reopenings,
             info.shared,
             Arc::clone(&hub),
             Arc::clone(&options),
@@ -252,6 +265,7 @@ impl Broker {
         Ok(Arc::new(Self {
             shared: info.shared,
             descriptors,
+            leases: Leases::new(Arc::clone(&backend), clock, !info.shared && !info.durable),
             patcher: Patcher::default(),
             registry: Registry {
                 backend: Arc::clone(&backend),
@@ -260,11 +274,13 @@ impl Broker {
                 ttl: config.service_ttl,
                 clock,
             },
+            query_room: Semaphore::new(query::ROOM_UNITS),
             backend,
             hub,
             options,
             writer,
             clock,
+            availability,
             tasks: Mutex::new(tasks),
         }))
     }
@@ -292,7 +308,7 @@ impl Broker {
                 .map(|write| self.change(write, write.data.clone(), None))
                 .collect(),
         };
-        match self.writer.put(batch).await {
+        match self.writer.put(batch, None).await {
             Ok(stored) => Ok(self.written(writes, stored)),
             Err(PutError::Broker(error)) => Err(error),
             // Nothing was expected of the records, so the store should not have found a conflict.
@@ -313,7 +329,17 @@ impl Broker {
     /// Finds records by filter and text.
     pub async fn query(&self, query: Query) -> Result<QueryPage, BrokerError> {
         self.refuse_after_shutdown()?;
-        query::run(self, query).await
+        // A store that came back, or was cleared, is told of before any call meets the new content, or is in doubt until it is:
+        // so what was read under one server version is all of one content.
+        for _ in 0..QUERY_ATTEMPTS {
+            let page = query::run(self, query.clone()).await?;
+            let (server_version, _) = self.position().await?;
+            if server_version == page.server_version {
+                return Ok(page);
+            }
+        }
+        let why = "the content was replaced while it was searched, more than once; try again";
+        Err(backend::BackendError::Unavailable(why.to_owned()).into())
     }
 
     /// Streams the changes after a version, and the options of the types concerned at the start and whenever they change.
@@ -370,28 +396,23 @@ impl Broker {
 
     /// Takes a lease; returns its id.
     pub async fn acquire_lease(&self, name: String, duration: Duration) -> Result<String, BrokerError> {
+        self.refuse_after_shutdown()?;
         let id = uuid::Uuid::new_v4().to_string();
-        let held = self.lease(name, id.clone(), LeaseAction::Hold(duration)).await?;
+        let held = self.leases.hold(name, id.clone(), duration).await?;
         held.then_some(id).ok_or(BrokerError::LeaseTaken)
     }
 
     /// Keeps a lease for longer, or takes it where nobody holds it.
     pub async fn renew_lease(&self, name: String, id: String, duration: Duration) -> Result<(), BrokerError> {
-        let held = self.lease(name, id, LeaseAction::Hold(duration)).await?;
+        self.refuse_after_shutdown()?;
+        let held = self.leases.hold(name, id, duration).await?;
         held.then_some(()).ok_or(BrokerError::LeaseLost)
     }
 
     /// Gives a lease back. It is no error if the caller does not hold it.
     pub async fn release_lease(&self, name: String, id: String) -> Result<(), BrokerError> {
-        self.lease(name, id, LeaseAction::Release).await?;
-        Ok(())
-    }
-
-    async fn lease(&self, name: String, id: String, action: LeaseAction) -> Result<bool, BrokerError> {
         self.refuse_after_shutdown()?;
-        let request = LeaseRequest { name, id, action };
-        let answers = self.backend.lease(vec![request], (self.clock)()).await?;
-        Ok(answers.first().copied().unwrap_or(false))
+        self.leases.release(name, id).await
     }
 
     /// Reads the checkpoint.
@@ -429,6 +450,11 @@ impl Broker {
     /// Numbers for metrics; asks nobody.
     pub fn figures(&self) -> Figures {
         self.hub.figures()
+    }
+
+    /// What tells when the backend stops, is opened again, or has stopped for good.
+    pub fn availability(&self) -> watch::Receiver<Availability> {
+        self.availability.clone()
     }
 
     /// Says whether the backend answers.

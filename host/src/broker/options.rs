@@ -30,6 +30,21 @@ impl OptionsTable {
         *self.table.write() = Arc::new(options.into_iter().collect());
     }
 
+    /// Replaces the whole table, unless it was changed since `before` was taken from it; says whether it has. What was read
+    /// from a store while somebody set options may be older than those.
+    pub fn replace_unchanged(
+        &self,
+        before: &Arc<BTreeMap<String, Options>>,
+        options: impl IntoIterator<Item = (String, Options)>,
+    ) -> bool {
+        let mut table = self.table.write();
+        let is_unchanged = Arc::ptr_eq(before, &table);
+        if is_unchanged {
+            *table = Arc::new(options.into_iter().collect());
+        }
+        is_unchanged
+    }
+
     /// Replaces one type's options; none removes them.
     pub fn set(&self, record_type: String, options: Option<Options>) {
         let mut table = self.table.write();

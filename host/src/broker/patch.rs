@@ -42,6 +42,9 @@ impl Patcher {
     pub async fn patch(&self, broker: &Broker, writes: Vec<Write>, mask: &Mask) -> Result<Written, BrokerError> {
         let _waiting = self.wait(&writes).await;
         for _ in 0..ATTEMPTS {
+            // A store that lost its content gives the same versions again, to other records. Where hosts share one, versions
+            // go on whatever happens.
+            let read_under = (!broker.shared).then(|| broker.hub.position().0);
             let (batch, patched) = merge(broker, &writes, mask).await?;
             if batch.changes.is_empty() {
                 let (server_version, _) = broker.position().await?;
@@ -50,7 +53,7 @@ impl Patcher {
                     records: Vec::new(),
                 });
             }
-            match broker.writer.put(batch).await {
+            match broker.writer.put(batch, read_under).await {
                 Ok(stored) => return Ok(broker.written(patched, stored)),
                 Err(PutError::Broker(error)) => return Err(error),
                 Err(PutError::Conflict) => {}

@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use super::{ANSWER_BYTES, Broker, BrokerError, GET_KEYS, Query, QueryPage};
-use crate::backend::{Hint, PageBounds, ScanRequest};
+use crate::backend::{BackendError, Hint, PageBounds, ScanRequest};
 use crate::data::{Needle, network};
 use crate::filter::{Effort, Filter, Lookup, MAX_SCANS, Plan, Resolution};
 use crate::record::{Key, Record};
@@ -21,13 +23,17 @@ const PAGE: PageBounds = PageBounds {
 /// Most bytes of records that are held to unite several look-ups.
 const HELD_BYTES: usize = 64 << 20;
 
+/// Most bytes of records that all queries hold together, in units of [`UNIT`].
+pub const ROOM_UNITS: usize = 512 << 10;
+const UNIT: usize = 1 << 10;
+
 /// After so many bytes looked at, others get their turn on the thread, and a deadline that has passed takes effect: some
 /// milliseconds.
 const PAUSE_BYTES: u64 = 8 << 20;
 
 /// Runs a query.
 pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError> {
-    let mut answer = Answer::new(query.offset, query.limit)?;
+    let mut answer = Answer::new(query.offset, query.limit, &broker.query_room)?;
     let filter = query
         .filter
         .map(|filter| Filter::parse(&filter))
@@ -80,17 +86,44 @@ pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError
 }
 
 /// The part of the matches that was asked for.
-struct Answer {
+struct Answer<'a> {
     offset: u64,
     limit: u64,
     /// Matches so far.
     total: u64,
     records: Vec<Record>,
     bytes: usize,
+    held: Held<'a>,
 }
 
-impl Answer {
-    fn new(offset: i64, limit: i64) -> Result<Self, BrokerError> {
+/// What a query holds of the room that all queries share, until it has its answer.
+struct Held<'a> {
+    room: &'a Semaphore,
+    permit: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> Held<'a> {
+    fn new(room: &'a Semaphore) -> Self {
+        Self { room, permit: None }
+    }
+
+    /// Holds one record more. It does not wait, since those who hold a part would wait for each other.
+    fn take(&mut self, record: &Record) -> Result<(), BrokerError> {
+        let units = u32::try_from(record.size().div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let more = self.room.try_acquire_many(units).map_err(|_| {
+            let why = "queries hold as many records as there is memory for: try again, or narrow the filter";
+            BrokerError::Backend(BackendError::Exhausted(why.to_owned()))
+        })?;
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Answer<'a> {
+    fn new(offset: i64, limit: i64, room: &'a Semaphore) -> Result<Self, BrokerError> {
         let checked = |name: &str, value: i64| {
             u64::try_from(value)
                 .map_err(|_| BrokerError::InvalidArgument(format!("{name} is {value}: it must not be negative")))
@@ -102,6 +135,7 @@ impl Answer {
             total: 0,
             records: Vec::new(),
             bytes: 0,
+            held: Held::new(room),
         })
     }
 
@@ -114,6 +148,7 @@ impl Answer {
             if self.bytes > ANSWER_BYTES {
                 return Err(BrokerError::AnswerTooLarge(ANSWER_BYTES));
             }
+            self.held.take(&record)?;
             self.records.push(record);
         }
         Ok(())
@@ -227,7 +262,7 @@ impl Search<'_> {
     }
 
     /// The union of several look-ups, each record once.
-    async fn look_up(&self, lookups: &[Lookup], answer: &mut Answer) -> Result<(), BrokerError> {
+    async fn look_up(&self, lookups: &[Lookup], answer: &mut Answer<'_>) -> Result<(), BrokerError> {
         // A single look-up is in the order of the keys and names no record twice.
         if let [lookup] = lookups
             && let Some(hint) = hint(lookup)
@@ -236,12 +271,14 @@ impl Search<'_> {
         }
         let mut found: BTreeMap<Key, Record> = BTreeMap::new();
         let mut bytes = 0;
+        let mut held = Held::new(&self.broker.query_room);
         let mut hold = |record: Record| {
             bytes += record.size();
             if bytes > HELD_BYTES {
                 let why = "invalid query filter: its alternatives find more than 64 MiB of records: narrow it";
                 return Err(BrokerError::InvalidArgument(why.to_owned()));
             }
+            held.take(&record)?;
             found.insert(record.key.clone(), record);
             Ok(())
         };
@@ -274,7 +311,7 @@ impl Search<'_> {
     }
 
     /// Only as much of a scan as the answer holds; the total is known already.
-    async fn first_page(&self, answer: &mut Answer) -> Result<(), BrokerError> {
+    async fn first_page(&self, answer: &mut Answer<'_>) -> Result<(), BrokerError> {
         let mut cursor = Cursor::default();
         while !answer.is_full() {
             let wanted = answer.offset.saturating_add(answer.limit).saturating_sub(answer.total);
@@ -331,5 +368,39 @@ fn hint(lookup: &Lookup) -> Option<Hint> {
             value: value.clone(),
         }),
         Lookup::Network(network) => Some(Hint::Network(network.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::Timestamp;
+
+    #[test]
+    fn queries_share_their_room_and_give_it_back() {
+        let room = Semaphore::new(10);
+        let record = Record {
+            key: Key::new("t", "a"),
+            version: 1,
+            data: Some(Bytes::from(vec![0; 4 * UNIT])),
+            modified_at: Timestamp(0),
+            deleted_at: None,
+        };
+        let mut one = Held::new(&room);
+        one.take(&record).unwrap();
+        let mut other = Held::new(&room);
+        other.take(&record).unwrap();
+        assert!(
+            matches!(one.take(&record), Err(BrokerError::Backend(BackendError::Exhausted(_)))),
+            "there is no room for a third"
+        );
+        drop(other);
+        one.take(&record).unwrap();
+        drop(one);
+        assert_eq!(room.available_permits(), 10);
     }
 }

@@ -13,14 +13,14 @@ use futures::stream::{self, BoxStream, StreamExt};
 use super::hub::{Hub, Reading, Subscription};
 use super::options::OptionsTable;
 use super::{BrokerError, Change, SyncItem, SyncLatestItem, SyncStart};
-use crate::backend::{Backend, BackendError, ChangesRequest, PageBounds, Position, ScanRequest};
+use crate::backend::{Backend, BackendError, ChangesPage, ChangesRequest, PageBounds, Position, ScanPage, ScanRequest};
 use crate::record::{Key, Options, Version};
 use crate::telemetry::metrics::Owed;
 
 /// The bounds of the pages that streams read: what a slow stream holds.
 const PAGE: PageBounds = PageBounds {
-    records: 512,
-    bytes: 512 << 10,
+    records: 128,
+    bytes: 64 << 10,
 };
 
 /// What streams are made of.
@@ -32,6 +32,25 @@ pub struct Sources {
     pub hub: Arc<Hub>,
     /// Where options come from.
     pub options: Arc<OptionsTable>,
+}
+
+impl Sources {
+    /// Reads a page of changes. Where the plugin stops over it, it is asked once more: the store may be open again by then, and
+    /// the page says if its content is another.
+    async fn changes(&self, request: ChangesRequest) -> Result<ChangesPage, BackendError> {
+        match self.backend.changes(request.clone()).await {
+            Err(BackendError::Stopped(_)) => self.backend.changes(request).await,
+            answer => answer,
+        }
+    }
+
+    /// Reads a page of records, in the same way.
+    async fn scan(&self, request: ScanRequest) -> Result<ScanPage, BackendError> {
+        match self.backend.scan(request.clone()).await {
+            Err(BackendError::Stopped(_)) => self.backend.scan(request).await,
+            answer => answer,
+        }
+    }
 }
 
 /// Begins a Sync stream. What is wrong with its beginning is said here and not in the stream.
@@ -162,7 +181,7 @@ impl SyncStream {
             record_type: self.record_type.clone(),
             bounds: PAGE,
         };
-        let page = match self.sources.backend.changes(request).await {
+        let page = match self.sources.changes(request).await {
             Ok(page) => page,
             Err(BackendError::Pruned(_)) => {
                 // A store that was cleared and filled again by another host may have pruned, too.
@@ -287,7 +306,7 @@ impl LatestStream {
             after: self.after.take(),
             bounds: PAGE,
         };
-        let page = self.sources.backend.scan(request).await?;
+        let page = self.sources.scan(request).await?;
         let position = *self.position.get_or_insert(page.position);
         if page.position.server_version != position.server_version {
             return Err(BrokerError::InvalidServerVersion);

@@ -9,11 +9,16 @@
 //!
 //! A call that fails may have changed something all the same: the store's answer was lost, or broke a law. The results of
 //! later calls would then skip those changes, so until a later write has succeeded the hub is fed from the change log.
+//!
+//! A store that has stopped and was opened again is adopted here, between two writes: the hub and the options are set to
+//! what came back before any call reaches it. So no answer of the new store is ever taken for one of the old.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use super::follower::catch_up;
@@ -21,13 +26,18 @@ use super::hub::Hub;
 use super::options::{OptionsTable, missing_required};
 use super::{BrokerError, Change};
 use crate::backend::{
-    self, Backend, BackendError, Batch, EvictRequest, Evicted, Operation, Outcome, Position, Pruned, Refusal,
+    self, Availability, Backend, BackendError, Batch, Event, EvictRequest, Evicted, Operation, Outcome, Position,
+    Pruned, Refusal, Reopened, Reopenings,
 };
 use crate::record::{Options, Record, Timestamp, Version};
 use crate::telemetry::traces;
 
 /// Most writes that wait; further callers wait to be let in.
 const QUEUE: usize = 1024;
+/// Most bytes of puts that wait, in units of [`UNIT`]: a write goes on when its caller goes away, so that nothing else bounds
+/// them while the store is slow. Further callers wait to be let in.
+const QUEUE_UNITS: usize = 64 << 10;
+const UNIT: usize = 1 << 10;
 /// A call takes no further batch once it carries so many bytes: with the 4 MiB that a batch may have, that keeps it within
 /// the 8 MiB that the storage interface promises.
 const GROUP_BYTES: usize = 4 << 20;
@@ -38,11 +48,16 @@ const STEP_BYTES: usize = 128;
 const GROUP_BATCHES: usize = 1024;
 /// Most records that one call evicts, so that puts pass in between.
 pub const EVICT_RECORDS: u32 = 256;
+/// How long writes wait for a store that has stopped and is being opened again. Once it took longer, they fail at once until
+/// it is open.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where callers hand in writes.
 #[derive(Clone, Debug)]
 pub struct Writer {
     queue: mpsc::Sender<Job>,
+    /// The room for puts that wait.
+    room: Arc<Semaphore>,
 }
 
 /// What one put gives back.
@@ -96,15 +111,32 @@ enum Job {
 #[derive(Debug)]
 struct PutJob {
     batch: Batch,
+    /// The server version that the versions it expects were read under, where they could be those of other content by now.
+    read_under: Option<u64>,
     /// The call that waits, for its trace.
     span: Span,
-    reply: oneshot::Sender<Result<Stored, PutError>>,
+    reply: PutReply,
+}
+
+/// Where the answer to a put goes, with the room that the put takes until then.
+#[derive(Debug)]
+struct PutReply {
+    answer: oneshot::Sender<Result<Stored, PutError>>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl PutReply {
+    /// A caller that has gone away does not hear of it.
+    fn send(self, answer: Result<Stored, PutError>) {
+        let _ = self.answer.send(answer);
+    }
 }
 
 impl Writer {
     /// Starts the task. It ends after [`Writer::close`], or once all writers are gone.
     pub fn start(
         backend: Arc<dyn Backend>,
+        reopenings: Reopenings,
         shared: bool,
         hub: Arc<Hub>,
         options: Arc<OptionsTable>,
@@ -113,6 +145,9 @@ impl Writer {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let task = WriterTask {
             backend,
+            reopenings,
+            is_adopted: false,
+            wait_until: None,
             shared,
             hub,
             options,
@@ -121,14 +156,28 @@ impl Writer {
             surplus: BTreeSet::new(),
         };
         tokio::spawn(task.run(jobs));
-        Self { queue }
+        Self {
+            queue,
+            room: Arc::new(Semaphore::new(QUEUE_UNITS)),
+        }
     }
 
-    /// Applies a batch, all of it or nothing.
-    pub async fn put(&self, batch: Batch) -> Result<Stored, PutError> {
-        let (reply, result) = oneshot::channel();
-        let span = traces::current();
-        let job = Job::Put(PutJob { batch, span, reply });
+    /// Applies a batch, all of it or nothing. Where it was made of records that were read before, name the server version
+    /// that they were read under: under another one it is refused as a conflict.
+    pub async fn put(&self, batch: Batch, read_under: Option<u64>) -> Result<Stored, PutError> {
+        let units = batch_bytes(&batch).div_ceil(UNIT).min(QUEUE_UNITS);
+        let room = Arc::clone(&self.room).acquire_many_owned(u32::try_from(units).unwrap_or(u32::MAX));
+        let room = room.await.map_err(|_| PutError::Broker(BrokerError::ShuttingDown))?;
+        let (answer, result) = oneshot::channel();
+        let job = Job::Put(PutJob {
+            batch,
+            read_under,
+            span: traces::current(),
+            reply: PutReply {
+                answer,
+                _room: Some(room),
+            },
+        });
         self.queue
             .send(job)
             .await
@@ -188,6 +237,11 @@ impl Writer {
 
 struct WriterTask {
     backend: Arc<dyn Backend>,
+    reopenings: Reopenings,
+    /// True where the store was opened again and what it holds was not looked at yet.
+    is_adopted: bool,
+    /// Until when writes wait for the store to be opened again.
+    wait_until: Option<Instant>,
     /// True where the hub is fed by watching the store instead.
     shared: bool,
     hub: Arc<Hub>,
@@ -203,20 +257,30 @@ impl WriterTask {
     async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut put_aside = None;
         loop {
+            self.look_at_adopted().await;
             if let Some(record_type) = self.surplus.pop_first() {
                 self.enforce_capacity(record_type, 1).await;
             }
             let job = match put_aside.take() {
                 Some(job) => job,
-                None if self.surplus.is_empty() => match jobs.recv().await {
-                    Some(job) => job,
-                    None => return,
+                None if self.surplus.is_empty() => tokio::select! {
+                    biased;
+                    event = self.reopenings.next() => {
+                        self.take_note(event);
+                        continue;
+                    }
+                    job = jobs.recv() => match job {
+                        Some(job) => job,
+                        None => return,
+                    },
                 },
                 None => match jobs.try_recv() {
                     Ok(job) => job,
                     Err(_) => continue,
                 },
             };
+            self.wait_until_open().await;
+            self.look_at_adopted().await;
             // A reply that fails means that the caller has gone away: the write stays.
             match job {
                 Job::Put(first) => {
@@ -269,17 +333,76 @@ impl WriterTask {
                     return;
                 }
             }
-            if self.hub.in_doubt() {
+            // What has stopped is looked at once it is open again.
+            if self.hub.in_doubt() && self.reopenings.availability() == Availability::Open {
                 self.look_again().await;
             }
+        }
+    }
+
+    /// Waits for a store that is being opened again, for a bounded time.
+    async fn wait_until_open(&mut self) {
+        while self.reopenings.availability() == Availability::Reopening {
+            let until = *self.wait_until.get_or_insert_with(|| Instant::now() + PATIENCE);
+            match tokio::time::timeout_at(until, self.reopenings.next()).await {
+                Ok(event) => self.take_note(event),
+                Err(_) => return,
+            }
+        }
+        self.wait_until = None;
+    }
+
+    fn take_note(&mut self, event: Event) {
+        match event {
+            Event::Reopened(reopened) => self.adopt(reopened),
+            // The next outage is waited out anew.
+            Event::Availability => {
+                if self.reopenings.availability() == Availability::Open {
+                    self.wait_until = None;
+                }
+            }
+        }
+    }
+
+    /// Takes over a store that was opened again. A shared one's follower finds out by itself what came back, as it does
+    /// with whatever other hosts do to the store.
+    fn adopt(&mut self, reopened: Reopened) {
+        if !self.shared {
+            let position = reopened.position;
+            if position.server_version == self.hub.position().0 {
+                // It may hold changes whose answers were lost.
+                self.hub.doubt();
+            } else {
+                // First of all, so that nobody who meets the new content gets the old options with it.
+                self.options.replace([]);
+                self.hub.reset(position);
+                // No write of unknown outcome has come to this content.
+                self.hub.settle();
+            }
+        }
+        self.is_adopted = true;
+        reopened.adopt();
+    }
+
+    /// Looks what a store holds that was opened again, once it can be asked, and completes its options.
+    async fn look_at_adopted(&mut self) {
+        if !self.is_adopted || self.reopenings.availability() != Availability::Open {
+            return;
+        }
+        self.is_adopted = false;
+        if self.hub.in_doubt() {
+            self.look_again().await;
+        }
+        // The periodic clean tries again.
+        if let Err(error) = self.set_required_options().await {
+            tracing::warn!(%error, "could not set the options that Pomerium needs in the store that was opened again");
         }
     }
 
     /// Takes note that a write has failed: unless the store says that nothing was changed, something may have been. A
     /// shared store's follower reads the change log in any case.
     fn doubt(&self, error: &BackendError) {
-        let unchanged = matches!(error, BackendError::Exhausted(_) | BackendError::ReadOnly(_));
-        if !self.shared && !unchanged {
+        if !self.shared && !is_unchanged(error) {
             self.hub.doubt();
         }
     }
@@ -331,7 +454,12 @@ impl WriterTask {
     /// Puts a group in one call. Returns the batches that are worth another try without the others.
     async fn put_together(&mut self, group: Group) -> Vec<PutJob> {
         let now = self.now();
+        let server_version = self.hub.position().0;
+        let group = group.without_outdated(server_version);
         let Group { batches, replies, .. } = group;
+        if batches.is_empty() {
+            return Vec::new();
+        }
         // The backend gets a copy, of which the record data is shared, and what is left makes the records.
         let result = match self.backend.put(batches.clone(), now).await {
             Ok(result) => result,
@@ -380,6 +508,8 @@ impl WriterTask {
                 Err(Refusal::Exhausted(_)) if !is_alone => {
                     alone.push(PutJob {
                         batch,
+                        // It was compared with this one's above, and nothing but this task makes it another.
+                        read_under: None,
                         span: traces::current(),
                         reply,
                     });
@@ -396,7 +526,7 @@ impl WriterTask {
             self.enforce_capacity(record_type, stored).await;
         }
         for (reply, answer) in answers {
-            let _ = reply.send(answer);
+            reply.send(answer);
         }
         alone
     }
@@ -499,25 +629,39 @@ impl WriterTask {
 
     async fn clear(&self) -> Result<(u64, u64), BackendError> {
         let before = self.backend.current().await?.server_version;
-        // First of all, so that nobody who meets the new content gets the old options with it.
+        // First of all, so that nobody who meets the new content gets the old options with it, or takes the hub's word for
+        // which server version it is under.
         let options = self.options.all();
         self.options.replace([]);
+        let was_in_doubt = self.hub.in_doubt();
+        if !self.shared {
+            self.hub.doubt();
+        }
         let position: Position = match self.backend.clear(backend::new_server_version(before)).await {
             Ok(position) => position,
             Err(error) => {
                 self.options.replace(options.as_ref().clone());
                 self.hub.options_changed();
-                self.doubt(&error);
+                if is_unchanged(&error) && !was_in_doubt {
+                    self.hub.settle();
+                }
                 return Err(error);
             }
         };
         self.hub.reset(position);
+        // Whatever an earlier call has changed went with the rest.
+        self.hub.settle();
         // The store is cleared whatever comes of this; the periodic clean tries again.
         if let Err(error) = self.set_required_options().await {
             tracing::warn!(%error, "could not set the options that Pomerium needs after the Clear; will try again");
         }
         Ok((before, position.server_version))
     }
+}
+
+/// True where the store says that the write has changed nothing.
+fn is_unchanged(error: &BackendError) -> bool {
+    matches!(error, BackendError::Exhausted(_) | BackendError::ReadOnly(_))
 }
 
 /// The record that a step has left.
@@ -538,16 +682,24 @@ fn written(step: backend::Change, outcome: Outcome, now: Timestamp) -> StoredRec
     StoredRecord::Written(Arc::new(Change::new(record)))
 }
 
-fn fail(replies: Vec<oneshot::Sender<Result<Stored, PutError>>>, error: &BackendError) {
+/// What a batch counts.
+fn batch_bytes(batch: &Batch) -> usize {
+    let size = |change: &backend::Change| change.size() + STEP_BYTES;
+    batch.changes.iter().map(size).sum()
+}
+
+fn fail(replies: Vec<PutReply>, error: &BackendError) {
     for reply in replies {
-        let _ = reply.send(Err(PutError::Broker(error.clone().into())));
+        reply.send(Err(PutError::Broker(error.clone().into())));
     }
 }
 
 /// The puts that one call carries.
 struct Group {
     batches: Vec<Batch>,
-    replies: Vec<oneshot::Sender<Result<Stored, PutError>>>,
+    /// One per batch, as in [`PutJob`].
+    read_under: Vec<Option<u64>>,
+    replies: Vec<PutReply>,
     bytes: usize,
 }
 
@@ -555,6 +707,7 @@ impl Group {
     fn new(first: PutJob) -> Self {
         let mut group = Self {
             batches: Vec::new(),
+            read_under: Vec::new(),
             replies: Vec::new(),
             bytes: 0,
         };
@@ -563,10 +716,31 @@ impl Group {
     }
 
     fn add(&mut self, job: PutJob) {
-        let size = |change: &backend::Change| change.size() + STEP_BYTES;
-        self.bytes += job.batch.changes.iter().map(size).sum::<usize>();
+        self.bytes += batch_bytes(&job.batch);
         self.batches.push(job.batch);
+        self.read_under.push(job.read_under);
         self.replies.push(job.reply);
+    }
+
+    /// Refuses the batches that were made of records of another server version: versions that they expect may be there
+    /// again, of other records.
+    fn without_outdated(self, server_version: u64) -> Self {
+        let mut kept = Self {
+            batches: Vec::new(),
+            read_under: Vec::new(),
+            replies: Vec::new(),
+            bytes: self.bytes,
+        };
+        for ((batch, read_under), reply) in self.batches.into_iter().zip(self.read_under).zip(self.replies) {
+            if read_under.is_some_and(|read_under| read_under != server_version) {
+                reply.send(Err(PutError::Conflict));
+            } else {
+                kept.batches.push(batch);
+                kept.read_under.push(read_under);
+                kept.replies.push(reply);
+            }
+        }
+        kept
     }
 
     fn has_room(&self) -> bool {
@@ -591,8 +765,12 @@ mod tests {
                 batch: Batch {
                     changes: vec![step; 10_000],
                 },
+                read_under: None,
                 span: Span::none(),
-                reply: oneshot::channel().0,
+                reply: PutReply {
+                    answer: oneshot::channel().0,
+                    _room: None,
+                },
             }
         };
         let mut group = Group::new(job());

@@ -1,7 +1,7 @@
 //! `config check`: all that `serve` does before it listens, and then the end.
 //!
-//! Nothing is bound, so that it can run beside the process that it is to replace. The store is opened, which is where most
-//! mistakes show; a store that lets in one process only says that it is in use.
+//! Nothing is bound, so that it can run beside the process that it is to replace. The store is opened, which is where
+//! most mistakes show; a store that lets in one process only says that it is in use.
 
 use std::sync::Arc;
 

@@ -17,16 +17,15 @@ use crate::tls;
 /// Flags of a connection.
 #[derive(Args, Clone, Debug)]
 pub struct ConnectionFlags {
-    /// The databroker, http://HOST:PORT, or https://HOST:PORT where it has TLS [default: the address that GRPC_ADDRESS says,
-    /// with TLS as GRPC_INSECURE and the certificates' settings say, else http://127.0.0.1:5443]
+    /// The databroker, http://HOST:PORT, or https://HOST:PORT where it has TLS [default: the address that GRPC_ADDRESS
+    /// says, with TLS as GRPC_INSECURE and the certificates' settings say, else http://127.0.0.1:5443]
     #[arg(long, value_name = "URL")]
     address: Option<String>,
-    /// Trust certificates by the authorities in this PEM file [default: CERTIFICATE_AUTHORITY_FILE]
+    /// Trust certificates by the authorities in this PEM file [default: CERTIFICATE_AUTHORITY_FILE, else the system's]
     #[arg(long, value_name = "FILE")]
     certificate_authority_file: Option<PathBuf>,
-    /// Trust certificates by the authority that is derived from the shared secret, as a databroker with tls_derive has them.
-    /// The domain is the one that the settings say; it makes no difference here
-    /// [default: TLS_DERIVE]
+    /// Trust certificates by the authority that is derived from the shared secret, as a databroker with tls_derive has
+    /// them. The domain is the one that the settings say; it makes no difference here [default: TLS_DERIVE]
     #[arg(
         long,
         value_name = "DOMAIN",

@@ -1,7 +1,7 @@
 //! `lease`: names that one holder at a time has.
 //!
-//! The protocol has no call that lists leases or says who holds one, so there is no such command; taking a lease and giving
-//! it back tells whether it was free.
+//! The protocol has no call that lists leases or says who holds one, so there is no such command; taking a lease and
+//! giving it back tells whether it was free.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The command line: the tree of commands, and what their failures mean to whoever has called the program.
 //!
 //! A command is a noun, then a verb. It reads its flags, calls a databroker as any client does, and prints through
-//! `output`; `serve` and `config check` are the two that have the server's parts within. Nothing here is known to the rest
-//! of the library.
+//! `output`; `serve` and `config check` are the two that have the server's parts within. Nothing here is known to the
+//! rest of the library.
 
 mod config;
 mod connection;
@@ -37,7 +37,7 @@ use crate::backend::BackendError;
 use crate::component::{OpenError, PluginError};
 use crate::data::Descriptors;
 use crate::grpc::client::ClientError;
-use crate::settings::{self, Mistakes, Source};
+use crate::settings::{Mistakes, Source};
 
 /// All exit codes, with what they mean.
 pub const EXIT_CODES: &[(u8, &str)] = &[
@@ -290,7 +290,7 @@ fn descriptors(path: Option<&Path>, setting: &str) -> Result<Descriptors, Comman
     let Some(path) = path else {
         return Ok(built_in);
     };
-    let more = settings::read_file(path, DESCRIPTOR_BYTES)
+    let more = crate::file::read(path, DESCRIPTOR_BYTES)
         .map_err(|error| CommandError::Usage(format!("{setting}: {path:?}: {error}")))?;
     built_in
         .with_additional(&more.bytes)

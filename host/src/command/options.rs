@@ -37,8 +37,8 @@ pub enum OptionsCommand {
         /// Remove records that have not been changed for so long, such as 24h
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         ttl: Option<Duration>,
-        /// A field by which queries find records without reading all: its name in the .proto file, or names joined by dots.
-        /// May be given several times
+        /// A field by which queries find records without reading all: its name in the .proto file, or names joined by
+        /// dots. May be given several times
         #[arg(long, value_name = "FIELD")]
         index: Vec<String>,
         /// Unset all options

@@ -1,9 +1,9 @@
 //! All that the commands print goes through one type, so that every command has both forms and none forgets to make
 //! hostile text safe.
 //!
-//! Results go to standard output, as text for people or as JSON for programs: one document, or one line for each item of a
-//! stream. Notes and progress go to standard error, so that a pipe sees results alone. A reader that goes away early
-//! (`| head`) is no failure; [`CommandError`](super::CommandError) sees to that.
+//! Results go to standard output, as text for people or as JSON for programs: one document, or one line for each item
+//! of a stream. Notes and progress go to standard error, so that a pipe sees results alone. A reader that goes away
+//! early (`| head`) is no failure; [`CommandError`](super::CommandError) sees to that.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
@@ -21,8 +21,8 @@ const ROWS: usize = 500;
 /// The flag that chooses the form of the output.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct OutputFlags {
-    /// The form of the output: text for people, or JSON for programs, which is one document, or one line for each item of
-    /// a stream
+    /// The form of the output: text for people, or JSON for programs, which is one document, or one line for each item
+    /// of a stream
     #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     pub output: Format,
 }
@@ -74,8 +74,8 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// One result: its fields, each with a label for people, a name for programs, and a value. A value of null is left out of
-    /// the text.
+    /// One result: its fields, each with a label for people, a name for programs, and a value. A value of null is left
+    /// out of the text.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! `plugin inspect`: what a plugin is, what it asks for and gets, and whether this host takes it.
+//! `plugin inspect`: what a plugin is, what it imports, what of that needs a grant, and whether this host takes it.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::CommandError;
 use super::output::{Output, OutputFlags};
-use crate::component::{Grant, Plugin, Source, built_ins, grant};
+use crate::component::{Need, Offer, Plugin, Source, built_ins, needs, offer};
 
 /// What to do with a plugin.
 #[derive(Subcommand, Debug)]
@@ -42,6 +42,7 @@ impl InspectFlags {
         let refusal = loaded.as_ref().err().map(ToString::to_string);
         let precompiled = loaded.as_ref().ok().map(Plugin::is_precompiled);
 
+        let needed = needs(&inspection.imports);
         let mut output = Output::new(self.output);
         let digest = format!("sha256:{}", inspection.digest);
         if output.is_json() {
@@ -53,15 +54,21 @@ impl InspectFlags {
                 "world": inspection.world,
                 "precompiled": precompiled,
                 "imports": imports,
+                "wouldNeed": needed.iter().map(|(need, imports)| json!({
+                    "what": need.what(),
+                    "settings": need.settings(),
+                    "imports": imports,
+                })).collect::<Vec<_>>(),
                 "exports": inspection.exports,
                 "refusal": refusal,
             }))?;
         } else {
             let imports = inspection.imports.iter().map(|name| {
-                let granted = match grant(name) {
-                    Grant::Given(what) => format!("granted: {what}"),
-                    Grant::Empty(what) => format!("granted empty: {what}"),
-                    Grant::Missing => "not offered".to_owned(),
+                let granted = match offer(name) {
+                    Offer::Given(what) => format!("granted: {what}"),
+                    Offer::Granted(need) => format!("by grant: {}", need.what()),
+                    Offer::Empty(what) => format!("granted empty: {what}"),
+                    Offer::Missing => "not offered".to_owned(),
                 };
                 format!("{name} ({granted})")
             });
@@ -80,6 +87,11 @@ impl InspectFlags {
                     Value::from(inspection.world.as_deref().unwrap_or("none of a storage plugin")),
                 ),
                 ("precompiled", "", precompiled),
+                (
+                    "would need",
+                    "",
+                    needed.iter().map(|need| Value::from(would_need(need))).collect(),
+                ),
                 ("imports", "", imports.collect()),
                 ("exports", "", Value::from(inspection.exports.clone())),
             ])?;
@@ -91,11 +103,54 @@ impl InspectFlags {
     }
 }
 
+/// What an operator would have to grant, where the plugin uses it: `network (wasi:sockets): DATABROKER_PLUGIN_ADDRESSES`.
+fn would_need((need, imports): &(Need, Vec<&str>)) -> String {
+    let mut packages: Vec<&str> = imports
+        .iter()
+        .map(|import| match import.split_once('/') {
+            // Of the storage interface a part is meant, of WASI a package.
+            Some((package, _)) if package.starts_with("wasi:") => package,
+            _ => import.split_once('@').map_or(*import, |(name, _)| name),
+        })
+        .collect();
+    packages.dedup();
+    format!(
+        "{} ({}): {}",
+        need.what(),
+        packages.join(", "),
+        need.settings().join(", ")
+    )
+}
+
 fn import(name: &str) -> Value {
-    let (granted, what) = match grant(name) {
-        Grant::Given(what) => ("yes", Some(what)),
-        Grant::Empty(what) => ("empty", Some(what)),
-        Grant::Missing => ("no", None),
+    let (granted, what) = match offer(name) {
+        Offer::Given(what) => ("yes", Some(what)),
+        Offer::Granted(need) => ("by grant", Some(need.what())),
+        Offer::Empty(what) => ("empty", Some(what)),
+        Offer::Missing => ("no", None),
     };
     json!({"name": name, "granted": granted, "what": what})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_have_to_be_granted_is_said_with_its_settings() {
+        for (need, imports, expected) in [
+            (
+                Need::Network,
+                vec!["wasi:sockets/tcp@0.2.6", "wasi:sockets/network@0.2.6"],
+                "network (wasi:sockets): DATABROKER_PLUGIN_ADDRESSES",
+            ),
+            (
+                Need::Config,
+                vec!["databroker:storage/config@0.1.0"],
+                "settings and secrets (databroker:storage/config): DATABROKER_PLUGIN_SETTINGS, DATABROKER_PLUGIN_SECRETS",
+            ),
+        ] {
+            assert_eq!(would_need(&(need, imports)), expected);
+        }
+    }
 }

@@ -26,8 +26,8 @@ pub struct RecordFlags {
     pub types: TypeFlags,
     #[command(flatten)]
     pub output: OutputFlags,
-    /// Show people the secrets in records too, such as the tokens in sessions. JSON has them always, so that it can be put
-    /// again
+    /// Show people the secrets in records too, such as the tokens in sessions. JSON has them always, so that it can be
+    /// put again
     #[arg(long)]
     pub show_secrets: bool,
 }
@@ -98,8 +98,8 @@ pub enum RecordCommand {
         /// Data with the new values: JSON, @FILE to read it from a file, or - from standard input
         #[arg(value_name = "JSON")]
         data: String,
-        /// The fields to change, joined by commas, with their names in the .proto files, such as name,claims. A field that
-        /// the data lacks is emptied
+        /// The fields to change, joined by commas, with their names in the .proto files, such as name,claims. A field
+        /// that the data lacks is emptied
         #[arg(long, value_name = "FIELDS", required = true, value_delimiter = ',')]
         mask: Vec<String>,
         #[command(flatten)]
@@ -117,8 +117,9 @@ pub enum RecordCommand {
     },
     /// Show changes as they happen
     ///
-    /// It goes on until it is interrupted: where the databroker goes away it connects again and misses nothing. Where the
-    /// changes since are gone, because the databroker was cleared or for too long away, it says so and goes on from now.
+    /// It goes on until it is interrupted: where the databroker goes away it connects again and misses nothing. Where
+    /// the changes since are gone, because the databroker was cleared or for too long away, it says so and goes on from
+    /// now.
     Watch(WatchFlags),
 }
 

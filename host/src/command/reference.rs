@@ -1,5 +1,5 @@
-//! The reference of all commands in `docs/cli.md`, which these tests make from the tree of commands and hold against what is
-//! there.
+//! The reference of all commands in `docs/cli.md`, which these tests make from the tree of commands and hold against
+//! what is there.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -153,6 +153,8 @@ fn entry(argument: &Arg) -> String {
     let takes_value = argument.get_action().takes_values();
     let shown = match (name.is_empty(), takes_value) {
         (true, _) => values(argument),
+        // A value that may be left out has to be joined to its flag.
+        (false, true) if argument.is_require_equals_set() => format!("{name}[={}]", values(argument)),
         (false, true) => format!("{name} {}", values(argument)),
         (false, false) => name,
     };

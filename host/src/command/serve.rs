@@ -1,4 +1,5 @@
-//! `serve`: builds the parts from the backend up, serves, and drains at SIGTERM or SIGINT. SIGHUP reads the settings again.
+//! `serve`: builds the parts from the backend up, serves, and drains at SIGTERM or SIGINT. SIGHUP reads the settings
+//! again.
 //!
 //! Probes are answered before the store is opened, which may take its time, and calls after.
 
@@ -23,8 +24,9 @@ use crate::component;
 use crate::data::Descriptors;
 use crate::grpc::auth::Guard;
 use crate::listener::listen;
+use crate::open_files;
 use crate::server;
-use crate::settings::{Address, Changes, Mistakes, Notice, Settings, SharedSecret};
+use crate::settings::{self, Address, Changes, Mistakes, Notice, Settings, SharedSecret};
 use crate::telemetry::{self, Instruments, Telemetry};
 use crate::tls::{self, Certificates, Changed};
 
@@ -62,6 +64,9 @@ async fn run(
         Some(source) => Some(load(source, settings.tls_reload_interval, &mut tasks)?),
         None => None,
     };
+    if let Some(certificates) = &certificates {
+        instruments.metrics.observe_certificates("grpc", certificates);
+    }
     if let Some(address) = &settings.telemetry.health {
         serve_health(address, &instruments, &mut tasks).await?;
     }
@@ -103,6 +108,10 @@ async fn run(
         tls: certificates
             .as_ref()
             .map(|certificates| certificates.server_config(&[b"h2"])),
+        limits: server::Limits {
+            connections: connections(settings.max_connections),
+            streams: settings.max_streams,
+        },
         calls: Default::default(),
         instruments,
     };
@@ -114,8 +123,8 @@ async fn run(
         grace_period,
         telemetry,
     };
-    // A task of its own: reading settings and certificates again may block, on a file system that hangs, for as long as it
-    // takes.
+    // A task of its own: reading settings and certificates again may block, on a file system that hangs, for as long as
+    // it takes.
     let serving = tokio::spawn(server::run(listener, broker, config, signals));
     let outcome = tokio::select! {
         outcome = serving => outcome,
@@ -123,6 +132,21 @@ async fn run(
     };
     outcome.context("the server has failed")?.map_err(anyhow::Error::from)?;
     Ok(())
+}
+
+/// How many connections there may be of those that are wanted, which is told where it is less.
+fn connections(wanted: usize) -> usize {
+    let open_files = open_files::raise();
+    let connections = open_files::connections(wanted, open_files);
+    if connections < wanted {
+        tracing::warn!(
+            connections,
+            open_files,
+            "there is room for fewer connections than GRPC_MAX_CONNECTIONS, since few files may be open: raise the limit \
+             (LimitNOFILE of a systemd unit, ulimit -n of a shell)"
+        );
+    }
+    connections
 }
 
 /// Opens the store, and starts the broker on it.
@@ -239,8 +263,8 @@ fn load(source: &tls::Source, interval: Duration, tasks: &mut JoinSet<()>) -> Re
     Ok(certificates)
 }
 
-/// Answers probes over HTTP. The default address may be taken by a Pomerium on the same machine, which is no reason not to
-/// serve.
+/// Answers probes over HTTP. The default address may be taken by a Pomerium on the same machine, which is no reason not
+/// to serve.
 async fn serve_health(
     address: &Address,
     instruments: &Instruments,
@@ -253,7 +277,7 @@ async fn serve_health(
             tracing::info!(%address, "answering probes");
             tasks.spawn(telemetry::http::serve(listener, None, router, std::future::pending()));
         }
-        Err(error) if telemetry::Config::default().health.as_ref() == Some(address) => {
+        Err(error) if settings::default_probes().as_ref() == Some(address) => {
             tracing::warn!("{error}; serving without HTTP probes");
         }
         Err(error) => return Err(anyhow::Error::from(error).into()),
@@ -274,6 +298,9 @@ async fn serve_metrics(
         Some(source) => Some(load(source, settings.tls_reload_interval, tasks)?),
         None => None,
     };
+    if let Some(certificates) = &certificates {
+        instruments.metrics.observe_certificates("metrics", certificates);
+    }
     let acceptor = certificates
         .as_ref()
         .map(|certificates| certificates.acceptor(&[b"http/1.1"]));

@@ -1,7 +1,8 @@
 //! Records as people and programs read them.
 //!
-//! Data of known types is protobuf's JSON; of other types it is `@type` and the bytes in base64, so that nothing is lost.
-//! Versions are JSON strings as all 64-bit numbers are in protobuf's JSON, since many readers round larger numbers.
+//! Data of known types is protobuf's JSON; of other types it is `@type` and the bytes in base64, so that nothing is
+//! lost. Versions are JSON strings as all 64-bit numbers are in protobuf's JSON, since many readers round larger
+//! numbers.
 
 use std::path::PathBuf;
 
@@ -65,8 +66,8 @@ impl Types {
         name.to_owned()
     }
 
-    /// Record data from the JSON of its message. Its type is the record's, unless the JSON has `@type`. Unlike data that a
-    /// newer program has written, what a person types must have known fields only.
+    /// Record data from the JSON of its message. Its type is the record's, unless the JSON has `@type`. Unlike data
+    /// that a newer program has written, what a person types must have known fields only.
     ///
     /// # Errors
     ///

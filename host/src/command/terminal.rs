@@ -1,8 +1,8 @@
 //! Text that others have written, made safe to show.
 //!
-//! Record ids and data, and what a server says, may hold anything: a control character could clear the screen, retitle the
-//! window or hide what follows it, and some invisible ones turn the direction of writing around. None of them reaches the
-//! terminal, in text or in JSON.
+//! Record ids and data, and what a server says, may hold anything: a control character could clear the screen, retitle
+//! the window or hide what follows it, and some invisible ones turn the direction of writing around. None of them
+//! reaches the terminal, in text or in JSON.
 
 use std::borrow::Cow;
 

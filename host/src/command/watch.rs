@@ -2,8 +2,8 @@
 //!
 //! A stream of changes ends for many reasons, and only one of them is an end: the databroker restarts, a proxy between
 //! closes the connection, or the changes to go on with are gone. The first two are overcome by going on from the last
-//! version that was shown, so that nothing is missed; the last is said, in both forms of the output, since whoever keeps
-//! something from the changes must read it anew.
+//! version that was shown, so that nothing is missed; the last is said, in both forms of the output, since whoever
+//! keeps something from the changes must read it anew.
 
 use std::time::Duration;
 

@@ -29,6 +29,8 @@ pub(super) struct ComponentBackend {
     instance: Instance,
     /// The highest version that a write was answered with. Writes come one at a time.
     last_version: AtomicU64,
+    /// The server version of a store that nobody else clears.
+    server_version: AtomicU64,
     /// Which plugin it is, for metrics and health.
     identity: PluginIdentity,
 }
@@ -54,13 +56,36 @@ impl ComponentBackend {
             plugin,
             instance,
             last_version: AtomicU64::new(0),
+            server_version: AtomicU64::new(0),
         };
         let settings = convert::settings(connection_string, new_server_version);
         let info = backend.ask("open", Guest::func_open, (settings,)).await?;
         let info = convert::store_info(info);
         backend.hold("open", laws::position(&info.position))?;
         backend.wrote(info.position.latest_version);
+        backend
+            .server_version
+            .store(info.position.server_version, Ordering::Relaxed);
         Ok((backend, info))
+    }
+
+    /// Where the store stands at least, as far as writes were answered, if only this host writes to it.
+    pub(super) fn position(&self) -> Position {
+        Position {
+            server_version: self.server_version.load(Ordering::Relaxed),
+            earliest_version: 0,
+            latest_version: self.last_version(),
+        }
+    }
+
+    /// True once the instance does not answer any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.instance.has_ended()
+    }
+
+    /// Waits until the instance does not answer any more; says why.
+    pub(super) async fn ended(&self) -> String {
+        self.instance.ended().await
     }
 
     /// Says which plugin it is.
@@ -81,7 +106,7 @@ impl ComponentBackend {
         P: ComponentNamedList + Lower + Send + Sync + 'static,
         R: ComponentType + Lift + Send + Sync + 'static,
     {
-        let returned = self.instance.call(select, parameters).await?;
+        let returned = self.instance.call(function, select, parameters).await?;
         returned.map_err(|error| {
             let broken = match error {
                 types::Error::Configuration(_) if function != "open" => {
@@ -103,7 +128,8 @@ impl ComponentBackend {
         self.last_version.fetch_max(version, Ordering::Relaxed);
     }
 
-    fn hold<R>(&self, function: &'static str, kept: Result<R, Broken>) -> Result<R, BackendError> {
+    /// Names the function in the error of an answer that breaks a law.
+    pub(super) fn hold<R>(&self, function: &'static str, kept: Result<R, Broken>) -> Result<R, BackendError> {
         kept.map_err(|broken| broken.into_error(&self.plugin, function))
     }
 }
@@ -253,6 +279,7 @@ impl Backend for ComponentBackend {
             "clear",
             laws::cleared(self.last_version(), new_server_version, &position),
         )?;
+        self.server_version.store(new_server_version, Ordering::Relaxed);
         Ok(position)
     }
 
@@ -269,6 +296,8 @@ impl Backend for ComponentBackend {
             memory_bytes: self.instance.memory_bytes(),
             log_lines_dropped: self.instance.log_lines_dropped(),
             restarts: 0,
+            // Whoever supervises all instances counts them.
+            refusals: Vec::new(),
         }
     }
 }

@@ -183,6 +183,11 @@ fn directory(given: Option<&Path>) -> Result<PathBuf, Untrusted> {
     platform::prepare(&path)
 }
 
+/// Where compiled code is kept, as configured or by default; none where there is no place for it. Nothing is made or looked at.
+pub fn cache_directory(given: Option<&Path>) -> Option<PathBuf> {
+    given.map(Path::to_owned).or_else(default_directory)
+}
+
 fn default_directory() -> Option<PathBuf> {
     let variable = |name| {
         std::env::var_os(name)

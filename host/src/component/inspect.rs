@@ -17,13 +17,13 @@ const PACKAGE: &str = "databroker:storage";
 const STORE: &str = "store";
 
 /// The interfaces of [`PACKAGE`] that the host offers.
-const OFFERED: &[&str] = &["types", "log", "protobuf"];
+const OFFERED: &[&str] = &["types", "config", "log", "protobuf", "sql"];
 
 /// The version of [`PACKAGE`] that the host speaks. It takes plugins of every version that is compatible with it.
 const SUPPORTED: Version = Version::new(0, 1, 0);
 
 /// The packages of WASI that the host offers, of version 0.2.
-const WASI: &[&str] = &["cli", "clocks", "filesystem", "io", "random", "sockets"];
+const WASI: &[&str] = &["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
 
 /// The version of WASI that the host offers.
 const WASI_SUPPORTED: Version = Version::new(0, 2, 0);
@@ -44,6 +44,13 @@ pub struct Inspection {
     pub imports: Vec<String>,
     /// The names of its exports, in the file's order.
     pub exports: Vec<String>,
+}
+
+impl Inspection {
+    /// Whether it makes HTTP requests, as far as its imports say.
+    pub(super) fn imports_http(&self) -> bool {
+        self.imports.iter().any(|import| import.starts_with("wasi:http/"))
+    }
 }
 
 /// Why a file is no plugin for this host.
@@ -96,8 +103,9 @@ pub enum Unfit {
     },
     /// It wants what the host does not offer.
     #[error(
-        "it imports {imports}, which this host does not offer: a plugin can import {PACKAGE}/log and {PACKAGE}/protobuf \
-         in a version compatible with {SUPPORTED}, and WASI {WASI_SUPPORTED} but for HTTP; build it without the rest",
+        "it imports {imports}, which this host does not offer: a plugin can import {PACKAGE}/config, {PACKAGE}/log, \
+         {PACKAGE}/protobuf and {PACKAGE}/sql in a version compatible with {SUPPORTED}, and WASI {WASI_SUPPORTED}, of HTTP \
+         only what requests need; build it without the rest",
         imports = Names(imports)
     )]
     MissingImports {
@@ -265,7 +273,9 @@ impl<'n> Interface<'n> {
             return OFFERED.contains(&self.interface) && compatible(&self.version, &SUPPORTED);
         }
         let wasi = self.package.strip_prefix("wasi:");
-        wasi.is_some_and(|package| WASI.contains(&package)) && compatible(&self.version, &WASI_SUPPORTED)
+        // Requests come to the host and not to a plugin.
+        let served = self.package == "wasi:http" && self.interface == "incoming-handler";
+        !served && wasi.is_some_and(|package| WASI.contains(&package)) && compatible(&self.version, &WASI_SUPPORTED)
     }
 }
 

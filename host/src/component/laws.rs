@@ -9,6 +9,7 @@ use crate::backend::{
     BackendError, Batch, ChangesPage, ChangesRequest, EvictRequest, Evicted, Operation, Outcome, PageBounds, Position,
     Pruned, PutResult, Refusal, ScanPage, Statistics,
 };
+use crate::data::check_any;
 use crate::record::{Key, Options, Record, Service, Version};
 
 /// A law that an answer broke.
@@ -151,6 +152,7 @@ pub(super) fn changes_page(request: &ChangesRequest, page: &ChangesPage) -> Chec
     let mut versions = Ascending::after(request.after);
     for record in &page.records {
         is_of(request.record_type.as_deref(), record)?;
+        has_data(record)?;
         versions.next(record.version)?;
     }
     law(
@@ -219,6 +221,19 @@ pub(super) fn cleared(after: Version, new_server_version: u64, position: &Positi
     )
 }
 
+/// What a store that only this host writes to has come back with, given where its former instance stood and whether the store
+/// says that its content survives.
+pub(super) fn reopened(survives: bool, server_version: u64, latest_version: Version, position: &Position) -> Check {
+    if position.server_version != server_version {
+        return Ok(());
+    }
+    law(survives, "a store that lost its content takes the new server version")?;
+    law(
+        position.latest_version >= latest_version,
+        "what was acknowledged stays readable when a durable store is opened again",
+    )
+}
+
 pub(super) fn position(position: &Position) -> Check {
     server_version(position.server_version)?;
     law(
@@ -262,11 +277,21 @@ pub(super) fn statistics(statistics: &Statistics) -> Check {
 
 fn is_live(record: &Record) -> Check {
     law(record.version != 0, "the version of a record is never 0")?;
-    law(record.deleted_at.is_none(), "a live record has no `deleted-at`")
+    law(record.deleted_at.is_none(), "a live record has no `deleted-at`")?;
+    has_data(record)
 }
 
 fn is_tombstone(record: &Record) -> Check {
-    law(record.deleted_at.is_some(), "a tombstone has `deleted-at`")
+    law(record.deleted_at.is_some(), "a tombstone has `deleted-at`")?;
+    has_data(record)
+}
+
+/// Whatever is put was an `Any`. A client that received anything else could read nothing of the answer that it stands in.
+fn has_data(record: &Record) -> Check {
+    law(
+        record.data.as_ref().is_none_or(|data| check_any(data).is_ok()),
+        "the data of a record is an encoded `google.protobuf.Any`",
+    )
 }
 
 fn is_of(record_type: Option<&str>, record: &Record) -> Check {

@@ -28,6 +28,9 @@ const MAX_LINE: usize = 4096;
 /// How many bytes of standard error are kept for the report of a trap.
 const KEPT: usize = 4096;
 
+/// How many lines are kept for the report of a trap.
+const KEPT_LINES: usize = 50;
+
 /// How many bytes a plugin may write to its standard output at once.
 const PERMIT: usize = 64 * 1024;
 
@@ -52,6 +55,8 @@ struct Shared {
     allowance: Mutex<Allowance>,
     /// The end of standard error.
     kept: Mutex<VecDeque<u8>>,
+    /// The last lines that were written.
+    lines: Mutex<VecDeque<String>>,
     /// All lines that were left out, for metrics.
     dropped: AtomicU64,
 }
@@ -62,6 +67,7 @@ impl PluginLog {
             plugin: plugin.to_owned(),
             allowance: Mutex::new(Allowance::new(Instant::now())),
             kept: Mutex::default(),
+            lines: Mutex::default(),
             dropped: AtomicU64::new(0),
         }))
     }
@@ -88,6 +94,16 @@ impl PluginLog {
             Level::Warn => tracing::warn!(plugin, "{message}"),
             Level::Error => tracing::error!(plugin, "{message}"),
         }
+        let mut lines = self.0.lines.lock();
+        if lines.len() >= KEPT_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(message);
+    }
+
+    /// The last lines that were written, the oldest first.
+    pub(super) fn last_lines(&self) -> Vec<String> {
+        self.0.lines.lock().iter().cloned().collect()
     }
 
     /// How many lines were left out so far.

@@ -2,13 +2,13 @@
 //! `databroker:storage/backend`.
 //!
 //! ```text
-//! open: Source -> inspect -> Plugin (compiled, linked) -> Instance (running) -> ComponentBackend
-//! call: Backend -> convert -> Instance's task -> guest -> convert -> laws -> Backend
+//! open: Source -> inspect -> Plugin (compiled, linked) -> Instance (running) -> ComponentBackend -> Supervised
+//! call: Backend -> Supervised -> convert -> Instance's task -> guest -> convert -> laws -> Backend
 //! ```
 //!
-//! A plugin is not trusted. It reaches nothing but what `state` links, its memory and its computing are bounded, what
+//! A plugin is not trusted. It reaches nothing but what `state` links and `grants` allow, its memory and its computing are bounded, what
 //! it logs is cut, and what it answers is held to the laws of the interface before anybody sees it. A plugin that traps
-//! takes its own instance with it and nothing else.
+//! takes its own instance with it and nothing else, and `supervisor` starts another one.
 //!
 //! WIT types do not leave this folder: `bindings` holds what is generated from the WIT, `convert` alone knows both it and
 //! the plain types.
@@ -18,14 +18,20 @@ mod bindings;
 mod cache;
 mod convert;
 mod engine;
-mod grant;
+#[doc(hidden)]
+pub mod fuzz;
+mod grants;
 mod inspect;
 mod instance;
 mod laws;
 mod log;
+mod offer;
 mod plugin;
 mod precompiled;
+mod report;
+mod sql;
 mod state;
+mod supervisor;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -33,16 +39,19 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use grant::{Grant, grant};
+pub use cache::cache_directory;
+pub use grants::{Destination, Directory, GrantError, Grants, Host, Kind, Origin, REFUSED, Refused};
 pub use inspect::{Inspection, Unfit};
 pub use instance::Limits;
+pub use offer::{Need, Offer, needs, offer};
 pub use plugin::{Plugin, PluginError};
+pub use supervisor::Restarts;
 
 use crate::backend::{Backend, BackendError, StoreInfo, new_server_version};
 use crate::data::Descriptors;
-use adapter::ComponentBackend;
-use instance::Instance;
 use precompiled::BuiltIn;
+use report::Reports;
+use supervisor::{Factory, Failure, Supervised};
 
 /// Where a plugin comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +73,27 @@ pub struct Config {
     pub cache_dir: Option<PathBuf>,
     /// What an instance may use.
     pub limits: Limits,
+    /// When it is started again.
+    pub restarts: Restarts,
+    /// Where a report of each end of an instance is kept, beside the log.
+    pub report_dir: Option<PathBuf>,
+    /// What it is granted of what is outside of it.
+    pub grants: Grants,
+}
+
+impl Config {
+    /// A plugin with all else as it is by default.
+    pub fn new(plugin: Source) -> Self {
+        Self {
+            plugin,
+            connection_string: None,
+            cache_dir: None,
+            limits: Limits::default(),
+            restarts: Restarts::default(),
+            report_dir: None,
+            grants: Grants::default(),
+        }
+    }
 }
 
 impl fmt::Debug for Config {
@@ -75,6 +105,9 @@ impl fmt::Debug for Config {
             .field("connection_string", &connection_string)
             .field("cache_dir", &self.cache_dir)
             .field("limits", &self.limits)
+            .field("restarts", &self.restarts)
+            .field("report_dir", &self.report_dir)
+            .field("grants", &self.grants)
             .finish()
     }
 }
@@ -112,7 +145,9 @@ pub fn built_ins() -> Vec<&'static str> {
     BuiltIn::names().collect()
 }
 
-/// Loads a plugin, starts it and opens its store. Call it within a tokio runtime.
+/// Loads a plugin, starts it and opens its store. It is started again where it stops; whoever stands in front of the store
+/// takes its [`crate::backend::Reopenings`], since nobody else can call a new instance before. Call it within a tokio
+/// runtime.
 ///
 /// # Errors
 ///
@@ -120,36 +155,59 @@ pub fn built_ins() -> Vec<&'static str> {
 pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<dyn Backend>, StoreInfo), OpenError> {
     let Config {
         plugin: source,
-        connection_string,
+        mut connection_string,
         cache_dir,
         limits,
+        restarts,
+        report_dir,
+        grants,
     } = config;
-    let load = move || Plugin::load(&source, cache_dir.as_deref());
-    let plugin = tokio::task::spawn_blocking(load)
+    let load = move || Plugin::load(&source, cache_dir.as_deref()).map(|plugin| plugin.granted(grants));
+    let mut plugin = tokio::task::spawn_blocking(load)
         .await
         .map_err(|error| OpenError::BrokenOff(error.to_string()))??;
-    let name = plugin.name().to_owned();
-    let instance = Instance::start(&plugin, descriptors, limits)
-        .await
-        .map_err(|cause| OpenError::Start {
-            plugin: name.clone(),
-            cause,
+    // A plugin that has the host speak to a database is not shown its password.
+    if plugin.wants_database()
+        && let Some(text) = connection_string.take()
+    {
+        let database = sql::Database::new(&text).map_err(|error| OpenError::Store {
+            plugin: plugin.name().to_owned(),
+            error: BackendError::Configuration(error.to_string()),
         })?;
-    let opened = ComponentBackend::open(&name, instance, connection_string, new_server_version(0)).await;
-    let (backend, info) = opened.map_err(|error| OpenError::Store {
-        plugin: name.clone(),
-        error,
-    })?;
-    let inspection = plugin.inspection();
+        plugin.grant_database(database);
+    }
+    let factory = Factory {
+        plugin,
+        descriptors,
+        limits,
+        connection_string,
+        reports: Arc::new(Reports::new(report_dir)),
+    };
+    let plugin = || factory.plugin.name().to_owned();
+    let (backend, info) = factory
+        .open(new_server_version(0))
+        .await
+        .map_err(|failure| match failure {
+            Failure::Start(cause) => OpenError::Start {
+                plugin: plugin(),
+                cause,
+            },
+            Failure::Open(error) => OpenError::Store {
+                plugin: plugin(),
+                error,
+            },
+        })?;
+    let inspection = factory.plugin.inspection();
     tracing::info!(
-        plugin = name,
+        plugin = inspection.name,
         digest = inspection.digest,
         world = inspection.world,
-        precompiled = plugin.is_precompiled(),
+        precompiled = factory.plugin.is_precompiled(),
         store = info.summary,
         shared = info.shared,
         durable = info.durable,
         "opened the store"
     );
-    Ok((Arc::new(backend.identified(inspection)), info))
+    let supervised = Supervised::new(factory, restarts, backend, &info);
+    Ok((Arc::new(supervised), info))
 }

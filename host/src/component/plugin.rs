@@ -4,6 +4,7 @@
 //! then compiled, with the result kept where that is safe (`cache`).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use wasmtime::Engine;
@@ -13,8 +14,10 @@ use super::Source;
 use super::bindings::WorldPre;
 use super::cache::{Cache, Code};
 use super::engine::{self, EPOCH};
+use super::grants::{Granted, Grants};
 use super::inspect::{self, Inspection, Unfit};
 use super::precompiled::BuiltIn;
+use super::sql::{self, Database};
 use super::state::{self, State};
 
 /// No plugin is as large as this; a larger file is no plugin, and is not read.
@@ -28,6 +31,10 @@ pub struct Plugin {
     linked: WorldPre<State>,
     /// True where the code was there already and nothing had to be compiled: a built-in plugin.
     precompiled: bool,
+    /// The database that it is granted.
+    database: Option<Arc<Database>>,
+    /// What its instances are granted, and what they were refused.
+    granted: Granted,
 }
 
 /// Why a plugin cannot be loaded.
@@ -116,16 +123,44 @@ impl Plugin {
             }
         };
         let mut linker = Linker::new(component.engine());
-        state::link(&mut linker).map_err(|error| PluginError::Engine(format!("{error:#}")))?;
+        state::link(&mut linker, origin.inspection.imports_http())
+            .map_err(|error| PluginError::Engine(format!("{error:#}")))?;
         let linked = linker
             .instantiate_pre(&component)
             .and_then(WorldPre::new)
             .map_err(refused)?;
         Ok(Self {
+            granted: Granted::new(&origin.inspection.name, Grants::default()),
             inspection: origin.inspection,
             linked,
             precompiled,
+            database: None,
         })
+    }
+
+    /// True where it speaks to a database through the host.
+    pub(super) fn wants_database(&self) -> bool {
+        let is_sql = |import: &String| import.split('@').next() == Some(sql::IMPORT);
+        self.inspection.imports.iter().any(is_sql)
+    }
+
+    /// Grants it a database.
+    pub(super) fn grant_database(&mut self, database: Database) {
+        self.database = Some(Arc::new(database));
+    }
+
+    /// The database that it is granted.
+    pub(super) fn database(&self) -> Option<Arc<Database>> {
+        self.database.clone()
+    }
+
+    /// The same plugin, whose instances are granted this. Without it they are granted nothing.
+    #[must_use]
+    pub fn granted(self, grants: Grants) -> Self {
+        Self {
+            granted: Granted::new(&self.inspection.name, grants),
+            ..self
+        }
     }
 
     /// What the plugin is.
@@ -140,6 +175,10 @@ impl Plugin {
 
     pub(super) fn name(&self) -> &str {
         &self.inspection.name
+    }
+
+    pub(super) fn grants(&self) -> &Granted {
+        &self.granted
     }
 
     pub(super) fn linked(&self) -> &WorldPre<State> {

@@ -1,8 +1,8 @@
 //! What an instance of a plugin can reach: the host's side of its imports.
 //!
-//! A plugin is granted nothing but its log, a look inside record data, clocks and random numbers. The rest of WASI 0.2 is
-//! linked, since standard libraries import all of it, but leads nowhere: there are no directories, no environment, no
-//! arguments and no network.
+//! Every plugin has its log, a look inside record data, clocks and random numbers. The rest of WASI 0.2 is linked, since
+//! standard libraries import all of it, and leads where `grants` let it: without a grant there are no directories and no
+//! network, and never any environment or arguments.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,8 +13,10 @@ use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::{self, World};
+use super::grants::{self, Granted, Http, MAX_HANDLES, Named, Network};
 use super::instance::Computing;
 use super::log::{Level, PluginLog};
+use super::sql::Sql;
 use crate::data::{DataError, Descriptors};
 
 /// How many fields of records a plugin may ask for in one call, paths times records.
@@ -28,11 +30,27 @@ const MAX_VALUE_BYTES: usize = 64 << 20;
 /// What a value takes beside its text.
 const VALUE_BYTES: usize = 32;
 
+/// How many elements all tables may have: far more functions than any program has, and 16 bytes each.
+const MAX_TABLE_ELEMENTS: usize = 1_000_000;
+/// How many modules a component may be made of once it runs: those of an interpreter and its shared libraries are some dozens.
+const MAX_INSTANCES: usize = 1000;
+/// How many tables; most modules have one.
+const MAX_TABLES: usize = 1000;
+/// How many memories. Modules mostly share one, and each takes 4 GiB of addresses.
+const MAX_MEMORIES: usize = 100;
+
 /// The data of one instance's store.
 pub(super) struct State {
     wasi: WasiCtx,
-    /// WASI's handles.
-    table: ResourceTable,
+    /// WASI's handles, and those of grants and of `sql`.
+    pub(super) table: ResourceTable,
+    /// The database behind the `sql` import.
+    pub(super) sql: Sql,
+    /// What it is granted, by name or by handle.
+    pub(super) granted: Granted,
+    pub(super) named: Named,
+    pub(super) network: Arc<Network>,
+    pub(super) http: Http,
     /// The descriptors behind the `protobuf` import.
     descriptors: Arc<Descriptors>,
     /// Where its lines go.
@@ -44,27 +62,51 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(log: PluginLog, descriptors: Arc<Descriptors>, memory_bytes: usize) -> Self {
-        let wasi = WasiCtx::builder()
-            .stdout(log.stream(Level::Info, false))
+    /// The state of a new instance, with its directories open.
+    ///
+    /// # Errors
+    ///
+    /// Says which granted directory cannot be opened.
+    pub(super) fn new(
+        log: PluginLog,
+        descriptors: Arc<Descriptors>,
+        memory_bytes: usize,
+        granted: &Granted,
+    ) -> Result<Self, String> {
+        let network = Arc::new(Network::new(granted.clone()));
+        let check = Arc::clone(&network);
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(log.stream(Level::Info, false))
             .stderr(log.stream(Level::Warn, true))
-            .allow_tcp(false)
+            .allow_tcp(true)
             .allow_udp(false)
-            .build();
-        Self {
-            wasi,
-            table: ResourceTable::new(),
+            .socket_addr_check(move |address, usage| check.check(address, usage));
+        grants::open_all(&granted.grants, &mut wasi)?;
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
+        Ok(Self {
+            wasi: wasi.build(),
+            table,
+            sql: Sql::default(),
+            granted: granted.clone(),
+            named: Named::new(granted.clone()),
+            http: Http::new(Arc::clone(&network)),
+            network,
             descriptors,
             log,
             memory: MemoryLimit::new(memory_bytes),
             computing: Computing::default(),
-        }
+        })
     }
 }
 
-/// Links all that a plugin may import.
-pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+/// Links all that a plugin may import; HTTP where it does.
+pub(super) fn link(linker: &mut Linker<State>, with_http: bool) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    grants::link(linker)?;
+    if with_http {
+        grants::link_http(linker)?;
+    }
     World::add_to_linker::<State, HasSelf<State>>(linker, |state| state)
 }
 
@@ -158,12 +200,14 @@ fn data_error(error: DataError) -> bindings::protobuf::Error {
     }
 }
 
-/// Bounds the memory of an instance, over all of its linear memories.
+/// Bounds the memory of an instance, over all of its linear memories and tables.
 pub(super) struct MemoryLimit {
     limit: usize,
     used: usize,
     /// True once more was asked for than the limit.
     refused: bool,
+    /// Elements of all of its tables.
+    table_elements: usize,
     /// By how much it was last let grow.
     last_granted: usize,
     /// The same, for metrics.
@@ -176,6 +220,7 @@ impl MemoryLimit {
             limit,
             used: 0,
             refused: false,
+            table_elements: 0,
             last_granted: 0,
             shown: Arc::default(),
         }
@@ -214,10 +259,25 @@ impl ResourceLimiter for MemoryLimit {
         Ok(())
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        /// Far more functions than any program has.
-        const MAX_ELEMENTS: usize = 10_000_000;
-        Ok(desired <= MAX_ELEMENTS)
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let elements = self.table_elements.saturating_add(desired.saturating_sub(current));
+        let within = elements <= MAX_TABLE_ELEMENTS;
+        if within {
+            self.table_elements = elements;
+        }
+        Ok(within)
+    }
+
+    fn instances(&self) -> usize {
+        MAX_INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        MAX_TABLES
+    }
+
+    fn memories(&self) -> usize {
+        MAX_MEMORIES
     }
 }
 
@@ -233,7 +293,8 @@ mod tests {
 
     fn state() -> State {
         let descriptors = Arc::new(Descriptors::built_in().unwrap());
-        State::new(PluginLog::new("test"), descriptors, 1 << 20)
+        let granted = Granted::new("test", grants::Grants::default());
+        State::new(PluginLog::new("test"), descriptors, 1 << 20, &granted).unwrap()
     }
 
     #[test]

@@ -1,18 +1,18 @@
 //! Who may call: whoever has the shared secret and proves it with a token that has not expired.
 //!
-//! The token is a JSON Web Token of HS256 in the metadata key `jwt`, with the one claim `exp`. It is checked once, when a call
-//! begins; a stream outlives its token. The client is told as little as Pomerium tells it. The log says more, because two
-//! processes with different secrets, or with clocks apart, are the most frequent mistake of an installation; it says it at
-//! most once in a while for each reason, so that a client that tries again and again does not fill a disk.
+//! The token is a JSON Web Token of HS256 in the metadata key `jwt`, with the one claim `exp`. It is checked once, when
+//! a call begins; a stream outlives its token. The client is told as little as Pomerium tells it. The log says more,
+//! because two processes with different secrets, or with clocks apart, are the most frequent mistake of an
+//! installation; it says it at most once in a while for each reason, so that a client that tries again and again does
+//! not fill a disk.
 //!
-//! While the secret is being replaced, a token by the one from before is good too. Only that the log says now and then that
-//! somebody still uses it tells when the change is done. The secrets can be replaced while calls run.
+//! While the secret is being replaced, a token by the one from before is good too. Only that the log says now and then
+//! that somebody still uses it tells when the change is done. The secrets can be replaced while calls run.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -25,8 +25,9 @@ use serde_json::{Map, Value};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
-use crate::settings::{Secrets, SharedSecret};
-use crate::telemetry::metrics::Metrics;
+use super::caller::Caller;
+use crate::secret::{Secrets, SharedSecret};
+use crate::telemetry::metrics::{Metrics, Refusal};
 use crate::telemetry::seldom::Seldom;
 
 /// Where the token is in a call's metadata.
@@ -82,15 +83,15 @@ pub enum TokenError {
 
 impl TokenError {
     /// Which kind of refusal it is, for metrics.
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> Refusal {
         match self {
-            Self::Missing => "missing",
-            Self::Malformed(_) => "malformed",
-            Self::Algorithm(_) => "algorithm",
-            Self::WrongKey => "wrong_key",
-            Self::ExtraClaim(_) => "extra_claim",
-            Self::NoExpiry => "no_expiry",
-            Self::Expired { .. } => "expired",
+            Self::Missing => Refusal::Missing,
+            Self::Malformed(_) => Refusal::Malformed,
+            Self::Algorithm(_) => Refusal::Algorithm,
+            Self::WrongKey => Refusal::WrongKey,
+            Self::ExtraClaim(_) => Refusal::ExtraClaim,
+            Self::NoExpiry => Refusal::NoExpiry,
+            Self::Expired { .. } => Refusal::Expired,
         }
     }
 
@@ -160,7 +161,8 @@ impl Verifier {
     /// See [`TokenError`].
     pub fn check(&self, token: &[u8], now: Duration) -> Result<(), TokenError> {
         let claims = match jsonwebtoken::decode::<Map<String, Value>>(token, &self.key, &self.validation) {
-            // Whoever does not know what `crit` names must refuse the token, and nothing that it could name is known here.
+            // Whoever does not know what `crit` names must refuse the token, and nothing that it could name is known
+            // here.
             Ok(decoded) if decoded.header.crit.is_some() => {
                 return Err(TokenError::Malformed(
                     "its header has crit, which nothing here answers to".to_owned(),
@@ -247,11 +249,9 @@ struct GuardState {
     /// Replaced as a whole, so that a call sees the secrets of one moment.
     verifiers: ArcSwap<Verifiers>,
     refusals: RefusalLog,
-    /// How many calls were let in with the secret from before.
-    previous_uses: AtomicU64,
-    /// Whether that is to be logged.
+    /// Whether it is to be logged that a call was let in with the secret from before.
     previous_logged: Mutex<Seldom>,
-    /// Where refusals are counted.
+    /// Where refusals are counted, and uses of the secret from before.
     metrics: Arc<Metrics>,
 }
 
@@ -297,7 +297,6 @@ impl Guard {
         Self(Arc::new(GuardState {
             verifiers: ArcSwap::from_pointee(Verifiers::from(secrets.into())),
             refusals: RefusalLog::default(),
-            previous_uses: AtomicU64::new(0),
             previous_logged: Mutex::default(),
             metrics,
         }))
@@ -310,13 +309,13 @@ impl Guard {
 
     /// How many calls were let in with the secret from before, since the start.
     pub fn previous_uses(&self) -> u64 {
-        self.0.previous_uses.load(Ordering::Relaxed)
+        self.0.metrics.previous_secret_uses.load(Ordering::Relaxed)
     }
 
-    fn used_previous(&self, peer: Option<SocketAddr>) {
-        self.0.previous_uses.fetch_add(1, Ordering::Relaxed);
+    fn used_previous(&self, caller: &Caller) {
+        self.0.metrics.previous_secret_uses.fetch_add(1, Ordering::Relaxed);
         if let Some(calls) = self.turn(Instant::now()) {
-            let peer = peer.map(tracing::field::display);
+            let peer = caller.peer.address().map(tracing::field::display);
             tracing::info!(peer, calls, "the previous shared secret is still used");
         }
     }
@@ -329,22 +328,27 @@ impl Guard {
 }
 
 impl Interceptor for Guard {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        // Of several values the first one counts: a member of a Pomerium cluster that forwards a call adds its own token
-        // after the caller's.
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        // Of several values the first one counts: a member of a Pomerium cluster that forwards a call adds its own
+        // token after the caller's.
         let outcome = match request.metadata().get(METADATA_KEY) {
             None => Err(TokenError::Missing),
             Some(token) => self.0.verifiers.load().check(token.as_bytes(), since_epoch()),
         };
+        let caller = request.extensions().get::<Arc<Caller>>().cloned().unwrap_or_default();
         match outcome {
-            Ok(MadeWith::Current) => Ok(request),
-            Ok(MadeWith::Previous) => {
-                self.used_previous(request.remote_addr());
+            Ok(made_with) => {
+                caller.peer.set_known();
+                if made_with == MadeWith::Previous {
+                    self.used_previous(&caller);
+                }
+                // Nobody needs it any more, and a stream would keep it for days.
+                request.metadata_mut().remove(METADATA_KEY);
                 Ok(request)
             }
             Err(error) => {
                 self.0.metrics.refused.count(error.kind());
-                self.0.refusals.refused(&error, request.remote_addr());
+                self.0.refusals.refused(&error, &caller);
                 Err(Status::unauthenticated(error.message()))
             }
         }
@@ -354,15 +358,21 @@ impl Interceptor for Guard {
 /// Logs refusals, each reason at most once in an interval.
 #[derive(Default)]
 struct RefusalLog {
-    /// By reason, of which there are as many as [`TokenError`] has.
-    reasons: Mutex<BTreeMap<&'static str, Seldom>>,
+    /// By reason, of which there are as many as [`Refusal`] has.
+    reasons: Mutex<BTreeMap<Refusal, Seldom>>,
 }
 
 impl RefusalLog {
-    fn refused(&self, error: &TokenError, peer: Option<SocketAddr>) {
+    fn refused(&self, error: &TokenError, caller: &Caller) {
         if let Some(unlogged) = self.turn(error, Instant::now()) {
-            let peer = peer.map(tracing::field::display);
-            tracing::warn!(peer, reason = %error, unlogged, "refused a call");
+            let Caller {
+                path: method,
+                peer,
+                request_id,
+            } = caller;
+            let peer = peer.address().map(tracing::field::display);
+            let request_id = request_id.as_deref();
+            tracing::warn!(method, peer, request_id, reason = %error, unlogged, "refused a call");
         }
     }
 

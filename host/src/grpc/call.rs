@@ -1,20 +1,22 @@
 //! What is the same for all calls: the layer around the services.
 //!
-//! - A deadline that passes is answered with DEADLINE_EXCEEDED. The transport's own answer would be CANCELLED, which makes
-//!   some of Pomerium's clients give up for good, so it is given just ahead of that one.
+//! - A deadline that passes is answered with DEADLINE_EXCEEDED. The transport's own answer would be CANCELLED, which
+//!   makes some of Pomerium's clients give up for good, so it is given just ahead of that one.
 //! - A panic is answered with INTERNAL, where the transport would reset the stream, which clients see as CANCELLED.
-//! - A request that is too large is RESOURCE_EXHAUSTED as everywhere in gRPC, where the library says OUT_OF_RANGE; one that
-//!   is no message of its type is INVALID_ARGUMENT, where the library says INTERNAL.
+//! - A request that is too large is RESOURCE_EXHAUSTED as everywhere in gRPC, where the library says OUT_OF_RANGE; one
+//!   that is no message of its type is INVALID_ARGUMENT, where the library says INTERNAL.
 //! - UNIMPLEMENTED comes with a sentence.
 //! - A call that fails, be it a stream after days, leaves one line in the log: never with record data. Where many of a
 //!   method fail alike, a line says how many were left out.
 //! - A call is counted and timed, and is a span where traces are on.
 //! - A call is open from the request to the end of the answer, and ended where the server ends (see [`open_calls`]).
+//! - A call takes its place among those that may be open, and its bytes theirs (see [`room`]). Of its metadata only
+//!   what the services look at goes on, as copies: a value that was kept would keep all the metadata that came with it.
 //!
 //! [`open_calls`]: super::open_calls
+//! [`room`]: super::room
 
 use std::any::Any;
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,15 +26,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use hyper::body::{Frame, SizeHint};
 use tonic::body::Body;
-use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span};
 
+use super::auth::METADATA_KEY;
+use super::caller::{Caller, cut};
 use super::open_calls::{OpenCall, OpenCalls};
+use super::request::{RequestBody, Reservation};
+use super::room::{Kind, Place, Room};
 use super::unknown;
 use crate::broker::BrokerError;
 use crate::telemetry::metrics::{CountedCall, Metrics};
@@ -45,31 +50,44 @@ const AHEAD: Duration = Duration::from_millis(2);
 const MALFORMED: &str = "failed to decode Protobuf message";
 const SHOWN: usize = 200;
 
-/// The most bytes of an answer's message, and of what the log says of a call.
+/// The most bytes of an answer's message.
 const MOST: usize = 1024;
 
 /// The one call that answers UNKNOWN where the request is at fault.
 const PATCH: &str = "/databroker.DataBrokerService/Patch";
 
-fn cut(text: &str) -> String {
-    text.chars().take(MOST / 4).collect()
-}
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const HOST_VERSION: HeaderName = HeaderName::from_static("x-databroker-host-version");
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The metadata that the services look at.
+const LOOKED_AT: [HeaderName; 6] = [
+    header::CONTENT_TYPE,
+    header::TE,
+    HeaderName::from_static(METADATA_KEY),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("grpc-accept-encoding"),
+    TIMEOUT,
+];
+
+/// What needs a token begins so; all else is for everybody.
+const GUARDED: [&str; 2] = ["/databroker.", "/registry."];
+
+/// What load balancers ask every few seconds.
+const PROBE: &str = "/grpc.health.v1.Health/Check";
 
 /// Puts [`Calls`] around a service.
 #[derive(Clone, Debug)]
 pub struct CallLayer {
     open: OpenCalls,
+    room: Room,
     metrics: Arc<Metrics>,
 }
 
 impl CallLayer {
-    /// A layer that keeps the open calls in the one and counts all of them in the other.
-    pub fn new(open: OpenCalls, metrics: Arc<Metrics>) -> Self {
-        Self { open, metrics }
+    /// A layer that keeps the open calls in the first, as long as there is room in the second, and counts all of them
+    /// in the third.
+    pub fn new(open: OpenCalls, room: Room, metrics: Arc<Metrics>) -> Self {
+        Self { open, room, metrics }
     }
 }
 
@@ -80,6 +98,7 @@ impl<S> Layer<S> for CallLayer {
         Calls {
             inner,
             open: self.open.clone(),
+            room: self.room.clone(),
             metrics: Arc::clone(&self.metrics),
         }
     }
@@ -90,6 +109,7 @@ impl<S> Layer<S> for CallLayer {
 pub struct Calls<S> {
     inner: S,
     open: OpenCalls,
+    room: Room,
     metrics: Arc<Metrics>,
 }
 
@@ -108,13 +128,18 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let call = Call::of(&request, &self.metrics);
+        let mut call = Call::of(&request, &self.metrics, &self.room);
         let open = self.open.open();
+        match self.room.enter(call.kind(), &call.caller.peer) {
+            Ok(place) => call.place = Some(place),
+            Err(full) => return Box::pin(async move { Ok(call.finish(full.into_http(), open)) }),
+        }
         let deadline = request
             .headers()
             .get(TIMEOUT)
             .and_then(timeout)
             .map(|timeout| timeout.saturating_sub(AHEAD));
+        let request = call.passed_on(request);
         let passed = async move {
             match deadline {
                 Some(deadline) => tokio::time::sleep(deadline).await,
@@ -137,32 +162,69 @@ where
     }
 }
 
-/// What the log says of a call. Cheap to make, since every call makes one: headers and URI share their bytes.
+/// A call under way.
 struct Call {
-    uri: Uri,
-    peer: Option<SocketAddr>,
-    request_id: Option<HeaderValue>,
+    caller: Arc<Caller>,
     /// Counted as open for as long as the answer is.
     counted: CountedCall,
     span: Span,
+    room: Room,
+    /// None where there was no room for it.
+    place: Option<Place>,
+    /// What its request holds, until it is answered.
+    reservation: Reservation,
     /// True once it is known how the call ended.
     has_ended: bool,
 }
 
 impl Call {
-    fn of(request: &Request<Body>, metrics: &Metrics) -> Self {
-        let peer = request
-            .extensions()
-            .get::<TcpConnectInfo>()
-            .and_then(TcpConnectInfo::remote_addr);
+    fn of(request: &Request<Body>, metrics: &Metrics, room: &Room) -> Self {
+        let caller = Caller::of(request);
+        let peer = caller.peer.address();
         Self {
             counted: metrics.calls.begin(request.uri().path()),
             span: traces::call(request.uri().path(), request.headers(), peer),
-            uri: request.uri().clone(),
-            peer,
-            request_id: request.headers().get(REQUEST_ID).cloned(),
+            caller: Arc::new(caller),
+            room: room.clone(),
+            place: None,
+            reservation: Reservation::default(),
             has_ended: false,
         }
+    }
+
+    fn kind(&self) -> Kind {
+        let guarded = GUARDED.iter().any(|service| self.caller.path.starts_with(service));
+        match (guarded, self.counted.is_stream()) {
+            (false, _) if self.caller.path == PROBE => Kind::Probe,
+            (false, _) => Kind::Open,
+            (true, true) => Kind::Stream,
+            (true, false) => Kind::Unary,
+        }
+    }
+
+    /// The request as the services see it.
+    fn passed_on(&self, request: Request<Body>) -> Request<Body> {
+        let (came, body) = request.into_parts();
+        let body = match self.kind() {
+            // The services bound it by what they take. Reflection's is a stream that may stay open.
+            Kind::Open => body,
+            _ => Body::new(RequestBody::new(body, self.room.clone(), Arc::clone(&self.reservation))),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = came.method;
+        *request.version_mut() = came.version;
+        // A path is a URI.
+        *request.uri_mut() = came.uri.path().parse().unwrap_or_default();
+        *request.extensions_mut() = came.extensions;
+        request.extensions_mut().insert(Arc::clone(&self.caller));
+        for name in LOOKED_AT {
+            // Of several values the first one counts.
+            let value = came.headers.get(&name).map(HeaderValue::as_bytes);
+            if let Some(Ok(value)) = value.map(HeaderValue::from_bytes) {
+                request.headers_mut().insert(name, value);
+            }
+        }
+        request
     }
 
     fn finish(mut self, mut response: Response<Body>, open: OpenCall) -> Response<Body> {
@@ -172,6 +234,8 @@ impl Call {
         {
             response = better.into_http();
         }
+        // What is answered no longer needs what was asked.
+        self.reservation.lock().take();
         response
             .headers_mut()
             .insert(HOST_VERSION, HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
@@ -193,7 +257,7 @@ impl Call {
     fn better(&self, status: &Status) -> Option<Status> {
         match status.code() {
             Code::Unimplemented if status.message().is_empty() => {
-                Some(Status::unimplemented(unknown::sentence(&cut(self.uri.path()))))
+                Some(Status::unimplemented(unknown::sentence(&self.caller.path)))
             }
             Code::OutOfRange => Some(Status::resource_exhausted(status.message())),
             // The request's bytes are at fault, not the server. For deep nesting the library names every level.
@@ -223,8 +287,8 @@ impl Call {
 
     /// Logs a call that has failed.
     fn log(&self, status: &Status) {
-        // These are ordinary: nothing was found, a lease is taken, a stream starts over, a client goes. Refused tokens have
-        // a line of their own, which says more.
+        // These are ordinary: nothing was found, a lease is taken, a stream starts over, a client goes. Refused tokens
+        // have a line of their own, which says more.
         let ordinary = matches!(
             status.code(),
             Code::NotFound | Code::AlreadyExists | Code::Aborted | Code::Cancelled | Code::Unauthenticated
@@ -235,19 +299,18 @@ impl Call {
             self.counted.line(status.code())
         };
         let Some(unlogged) = unlogged else { return };
-        let method = cut(self.uri.path());
+        let Caller {
+            path: method,
+            peer,
+            request_id,
+        } = &*self.caller;
         let code = tracing::field::debug(status.code());
-        let peer = self.peer.map(tracing::field::display);
-        // A client may write what it likes here: only what can stand in one line is kept.
-        let request_id = self
-            .request_id
-            .as_ref()
-            .and_then(|id| id.to_str().ok())
-            .and_then(|id| id.get(..id.len().min(128)));
+        let peer = peer.address().map(tracing::field::display);
+        let request_id = request_id.as_deref();
         let reason = status.message();
         match status.code() {
             // What Pomerium's server says of a mask or of data that cannot be merged: the request's fault.
-            Code::Unknown if self.uri.path() == PATCH => {
+            Code::Unknown if method == PATCH => {
                 tracing::info!(method, code, peer, request_id, reason, unlogged, "call failed");
             }
             Code::Internal | Code::DataLoss | Code::Unknown => {
@@ -295,23 +358,35 @@ impl hyper::body::Body for Answer {
         if *is_over {
             return Poll::Ready(None);
         }
-        let frame = match Pin::new(body).poll_frame(context) {
+        let frame = match Pin::new(&mut *body).poll_frame(context) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 let ended = ended.get_or_insert_with(|| open.calls().clone().ended().boxed());
                 std::task::ready!(ended.as_mut().poll(context));
                 *is_over = true;
-                let mut trailers = HeaderMap::new();
-                Status::from(BrokerError::ShuttingDown).add_header(&mut trailers)?;
-                Some(Ok(Frame::trailers(trailers)))
+                Some(last(&Status::from(BrokerError::ShuttingDown)))
             }
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(trailers) = frame.trailers_ref()
-        {
+        let frame = match frame {
+            Some(Ok(frame)) => frame,
+            other => return Poll::Ready(other),
+        };
+        let frame = match frame.into_data() {
+            Ok(data) => match call.room.answer(data, &call.caller.peer) {
+                Ok(data) => Frame::data(data),
+                Err(full) => {
+                    *is_over = true;
+                    // What would come next is not held any longer.
+                    *body = Body::empty();
+                    last(&full)?
+                }
+            },
+            Err(frame) => frame,
+        };
+        if let Some(trailers) = frame.trailers_ref() {
             call.end(trailers);
         }
-        Poll::Ready(frame)
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -321,6 +396,13 @@ impl hyper::body::Body for Answer {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// The end of a stream.
+fn last(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {
@@ -393,7 +475,7 @@ mod tests {
         for (name, value) in headers {
             request.headers_mut().insert(*name, HeaderValue::from_static(value));
         }
-        let mut calls = CallLayer::new(OpenCalls::default(), Arc::default()).layer(service_fn(|_| {
+        let mut calls = CallLayer::new(OpenCalls::default(), Room::new(8), Arc::default()).layer(service_fn(|_| {
             let answer = answer();
             async move { Ok::<_, std::convert::Infallible>(answer.await) }
         }));
@@ -438,7 +520,8 @@ mod tests {
             *request.uri_mut() = path.parse().unwrap();
             let answer =
                 move |_| async move { Ok::<_, std::convert::Infallible>(Status::new(code, "why").into_http()) };
-            let mut calls = CallLayer::new(OpenCalls::default(), Arc::default()).layer(service_fn(answer));
+            let mut calls =
+                CallLayer::new(OpenCalls::default(), Room::new(8), Arc::default()).layer(service_fn(answer));
             drop(calls.call(request).await.unwrap());
             drop(recording);
             let text = log.text();
@@ -456,8 +539,8 @@ mod tests {
             let messages = futures::stream::pending::<Result<Frame<Bytes>, Status>>();
             Body::new(http_body_util::StreamBody::new(messages))
         };
-        let mut calls =
-            CallLayer::new(open.clone(), Arc::default()).layer(service_fn(move |request: Request<Body>| {
+        let mut calls = CallLayer::new(open.clone(), Room::new(8), Arc::default()).layer(service_fn(
+            move |request: Request<Body>| {
                 let streams = request.uri().path() == "/stream";
                 async move {
                     if !streams {
@@ -465,7 +548,8 @@ mod tests {
                     }
                     Ok::<_, std::convert::Infallible>(Response::new(stream()))
                 }
-            }));
+            },
+        ));
         let mut request = |path: &str| {
             let mut request = Request::new(Body::empty());
             *request.uri_mut() = path.parse().unwrap();

@@ -1,5 +1,5 @@
-//! `databroker.CheckpointService` over the broker: a pair of numbers that a cluster member of Pomerium's keeps about itself.
-//! This server is no member of a cluster, so that it is never a leader and lets any caller set the pair.
+//! `databroker.CheckpointService` over the broker: a pair of numbers that a cluster member of Pomerium's keeps about
+//! itself. This server is no member of a cluster, so that it is never a leader and lets any caller set the pair.
 
 use std::sync::Arc;
 

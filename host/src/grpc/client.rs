@@ -30,9 +30,10 @@ use tonic_health::pb::health_client::HealthClient;
 pub use tls::{Identity, Trust, TrustError, certificates};
 
 use super::auth::{METADATA_KEY, token};
-use crate::settings::SharedSecret;
+use crate::secret::SharedSecret;
 
-/// The largest message that is taken, in bytes. This host sends none above 4 MiB; other servers may be set up otherwise.
+/// The largest message that is taken, in bytes. This host sends none above 4 MiB; other servers may be set up
+/// otherwise.
 const MAX_ANSWER: usize = 64 << 20;
 
 /// When the kernel begins to ask whether the server is still there.
@@ -57,7 +58,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// A target from `http://HOST:PORT` or `https://HOST:PORT`. Whom to trust is asked for only where the scheme is https.
+    /// A target from `http://HOST:PORT` or `https://HOST:PORT`. Whom to trust is asked for only where the scheme is
+    /// https.
     ///
     /// # Errors
     ///

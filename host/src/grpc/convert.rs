@@ -24,16 +24,16 @@ const ADDED_PER_RECORD: usize = 48;
 /// What an answer with records has beside them.
 const ADDED_PER_ANSWER: usize = 48;
 
-/// How many fields of a type may be indexed, and how long their names may be: each costs every write of the type, and every
-/// stream is told of them.
+/// How many fields of a type may be indexed, and how long their names may be: each costs every write of the type, and
+/// every stream is told of them.
 const MAX_INDEXABLE_FIELDS: usize = 100;
 const MAX_FIELD_BYTES: usize = 1024;
 
 /// How long a lease's name and its holder's id may be, in bytes. Pomerium's are a few words and a UUID.
 const MAX_LEASE_BYTES: usize = 1024;
 
-/// The longest that a lease may be held without being renewed. Pomerium's clients ask for half a minute or a few minutes;
-/// a lease of a holder that is gone keeps everybody else from it until it runs out.
+/// The longest that a lease may be held without being renewed. Pomerium's clients ask for half a minute or a few
+/// minutes; a lease of a holder that is gone keeps everybody else from it until it runs out.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How many services a report may have, and how long an endpoint may be, in bytes: every watch is sent all of them.
@@ -162,8 +162,8 @@ pub fn writes(records: Vec<proto::Record>) -> Result<Vec<Write>, Invalid> {
     writes.collect()
 }
 
-/// Refuses a request to write whose answer, with the records in it, would be larger than clients take. Whatever passes can
-/// also be read back and streamed, one record at a time.
+/// Refuses a request to write whose answer, with the records in it, would be larger than clients take. Whatever passes
+/// can also be read back and streamed, one record at a time.
 ///
 /// # Errors
 ///

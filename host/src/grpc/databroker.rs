@@ -15,8 +15,8 @@ use crate::broker::{Broker, BrokerError};
 /// The service. One per process; it holds nothing but the broker.
 pub struct DataBroker(pub Arc<Broker>);
 
-/// Turns a stream of the broker into one of messages. A panic on the way ends it like any other error: with trailers that
-/// say so, where the transport would reset the stream.
+/// Turns a stream of the broker into one of messages. A panic on the way ends it like any other error: with trailers
+/// that say so, where the transport would reset the stream.
 pub(super) fn messages<T, M>(
     stream: impl Stream<Item = Result<T, BrokerError>> + Send + 'static,
     message: impl Fn(T) -> M + Send + 'static,

@@ -1,9 +1,9 @@
 //! `grpc.health.v1.Health`: whether the backend answers.
 //!
-//! One answer for all names, since all of them live and die with the backend. The names are those that are served here and
-//! the one that Pomerium's proxies ask for. Written by hand because the usual implementation answers a Watch for an unknown
-//! name with an error, where the health protocol wants a message. The server's end ends the streams of Watch, as it does all
-//! others.
+//! One answer for all names, since all of them live and die with the backend. The names are those that are served here
+//! and the one that Pomerium's proxies ask for. Written by hand because the usual implementation answers a Watch for an
+//! unknown name with an error, where the health protocol wants a message. The server's end ends the streams of Watch,
+//! as it does all others.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -75,10 +75,16 @@ impl Reporter {
         let _ = tokio::time::timeout(TIME_LIMIT, self.ask(broker)).await;
     }
 
-    /// Asks the backend again and again. Returns only when its plugin has stopped, which no waiting mends, and says why.
+    /// Asks the backend again and again. Returns only when its plugin has stopped, which no waiting mends, and says
+    /// why.
     pub async fn follow(&self, broker: &Broker) -> String {
+        let mut availability = broker.availability();
         loop {
-            tokio::time::sleep(INTERVAL).await;
+            // A plugin that stops and is started again in between is told as well.
+            tokio::select! {
+                Ok(()) = availability.changed() => {}
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
             if let Err(BrokerError::Backend(BackendError::Stopped(cause))) = self.ask(broker).await {
                 return cause;
             }

@@ -1,20 +1,25 @@
 //! The gRPC layer: Pomerium's databroker services over the broker.
 //!
-//! A service does three things with a call: it turns the request into plain types (`convert`), calls the broker, and turns
-//! the answer or the error (`status`) back. What is the same for all calls stands around the services: [`auth`] lets a call
-//! in, `call` sees to deadlines, panics and the log.
+//! A service does three things with a call: it turns the request into plain types (`convert`), calls the broker, and
+//! turns the answer or the error (`status`) back. What is the same for all calls stands around the services: [`auth`]
+//! lets a call in, `call` sees to deadlines, panics and the log.
 //!
 //! Health and reflection need no token, as with Pomerium.
 
 pub mod auth;
 pub(crate) mod call;
+pub(crate) mod caller;
 pub(crate) mod checkpoint;
 pub mod client;
 pub(crate) mod convert;
 pub(crate) mod databroker;
+#[doc(hidden)]
+pub mod fuzz;
 pub(crate) mod health;
 pub mod open_calls;
 pub(crate) mod registry;
+mod request;
+pub(crate) mod room;
 mod status;
 pub(crate) mod unknown;
 

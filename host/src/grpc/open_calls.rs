@@ -1,9 +1,9 @@
 //! The calls that are open: what a shutdown waits for, and what it ends.
 //!
-//! A call is open from its request until the transport has taken the last of its answer. Connections do not count, as one
-//! that carries no call is nobody's loss. Once the store is closed, whatever still has no answer waits for its client: for
-//! the rest of a request, or for the next question of a stream. So it is answered then with UNAVAILABLE, by the layer in
-//! `call`, and no service needs to know of the end.
+//! A call is open from its request until the transport has taken the last of its answer. Connections do not count, as
+//! one that carries no call is nobody's loss. Once the store is closed, whatever still has no answer waits for its
+//! client: for the rest of a request, or for the next question of a stream. So it is answered then with UNAVAILABLE, by
+//! the layer in `call`, and no service needs to know of the end.
 
 use std::fmt;
 use std::pin::pin;

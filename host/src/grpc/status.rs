@@ -1,7 +1,7 @@
 //! From errors to gRPC statuses: the one table of codes.
 //!
-//! CANCELLED is not in it. A client of Pomerium that sees its stream end with CANCELLED takes it for its own doing and never
-//! opens another one.
+//! CANCELLED is not in it. A client of Pomerium that sees its stream end with CANCELLED takes it for its own doing and
+//! never opens another one.
 
 use tonic::{Code, Status};
 

@@ -1,5 +1,5 @@
-//! What is answered to calls of services and methods that are not there: UNIMPLEMENTED with a sentence that says so, and for
-//! services that Pomerium's own databroker has, what it means that they are missing.
+//! What is answered to calls of services and methods that are not there: UNIMPLEMENTED with a sentence that says so,
+//! and for services that Pomerium's own databroker has, what it means that they are missing.
 
 /// How much of a path is shown, in characters.
 const SHOWN: usize = 128;

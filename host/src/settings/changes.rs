@@ -21,16 +21,16 @@ impl Changes {
 }
 
 impl Settings {
-    /// Takes over what may change while the process serves, and tells what has changed. What needs a restart stays as it
-    /// was, and is told again the next time.
+    /// Takes over what may change while the process serves, and tells what has changed. What needs a restart stays as
+    /// it was, and is told again the next time.
     ///
-    /// What is taken over are the secrets, the certificates of both listeners, the level of the log and the grace period;
-    /// whoever calls this hands them on.
+    /// What is taken over are the secrets, the certificates of both listeners, the level of the log and the grace
+    /// period; whoever calls this hands them on.
     ///
     /// # Errors
     ///
-    /// The shared secret is no longer configured. One that is made up instead would lock out everybody who calls, so all
-    /// settings stay as they were.
+    /// The shared secret is no longer configured. One that is made up instead would lock out everybody who calls, so
+    /// all settings stay as they were.
     pub fn reload(&mut self, mut new: Self) -> Result<Changes, Mistake> {
         if new.secrets.generated && !self.secrets.generated {
             return Err(Mistake {

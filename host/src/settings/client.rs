@@ -1,13 +1,14 @@
 //! What a command that calls a databroker takes from the databroker's own settings.
 //!
-//! Where these are set, in the databroker's container or with its configuration file, no flag is needed. They are read as
-//! `serve` reads them, so that both agree on the address and on TLS. Settings that a call does not need are not judged.
+//! Where these are set, in the databroker's container or with its configuration file, no flag is needed. They are read
+//! as `serve` reads them, so that both agree on the address and on TLS. Settings that a call does not need are not
+//! judged.
 
 use std::path::PathBuf;
 
 use super::keys::{self, Key};
 use super::reader::{Mistakes, Reader, Source};
-use super::{Address, address, certificates};
+use super::{address, certificates};
 
 static CERTIFICATE_AUTHORITY_FILE: Key = Key {
     variable: "CERTIFICATE_AUTHORITY_FILE",
@@ -67,9 +68,10 @@ pub fn client(source: &Source, given: Option<&str>) -> Result<Client, Mistakes> 
     })
 }
 
-/// The address of the databroker that has these settings, and whether it serves a derived certificate for want of another.
+/// The address of the databroker that has these settings, and whether it serves a derived certificate for want of
+/// another.
 fn own(reader: &mut Reader<'_>) -> (String, bool) {
-    let address = reader.parsed(&keys::GRPC_ADDRESS, Address::default(), address);
+    let address = reader.or_default(&keys::GRPC_ADDRESS, address);
     let insecure = reader.parsed(&keys::GRPC_INSECURE, None, |text| certificates::boolean(text).map(Some));
     let given = |keys: &[&Key]| keys.iter().any(|key| reader.given(key).is_some());
     let has_certificates = given(&[&keys::CERTIFICATE, &keys::CERTIFICATE_FILE, &keys::CERTIFICATES]);

@@ -1,16 +1,16 @@
 //! The configuration file: YAML, and therefore JSON too, in which every value knows its line.
 //!
-//! Values are taken as they are written: whether `5443` or `true` is a text or something else is for the setting to say.
-//! Names count without regard to case, as they do for Pomerium. What cannot be read as settings at all is a mistake with
-//! the place where it is.
+//! Values are taken as they are written: whether `5443` or `true` is a text or something else is for the setting to
+//! say. Names count without regard to case, as they do for Pomerium. What cannot be read as settings at all is a
+//! mistake with the place where it is.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use saphyr::{LoadableYamlNode as _, MarkedYaml, Marker, Scalar, YamlData};
 
-use super::file;
 use super::reader::Mistake;
+use crate::file;
 
 /// The most that a configuration file may hold, in bytes.
 const FILE_BYTES: u64 = 1 << 20;

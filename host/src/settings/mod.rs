@@ -1,42 +1,43 @@
 //! What an operator can set, from a configuration file, the environment and flags.
 //!
-//! The names are Pomerium's where Pomerium has the setting, so that its configuration works here; a flag goes before the
-//! variable, the variable before the file. All mistakes are found in one go and each says where it is and what to do,
-//! because whoever fixes one and restarts wants to be done. Secrets have no flag, since other users of a machine can read
-//! flags, and no message shows them.
+//! The names are Pomerium's where Pomerium has the setting, so that its configuration works here; a flag goes before
+//! the variable, the variable before the file. All mistakes are found in one go and each says where it is and what to
+//! do, because whoever fixes one and restarts wants to be done. Secrets have no flag, since other users of a machine
+//! can read flags, and no message shows them.
 //!
-//! An empty variable is as good as none, as it is for Pomerium; only an empty secret is a mistake, since it is hardly meant.
+//! An empty variable is as good as none, as it is for Pomerium; only an empty secret is a mistake, since it is hardly
+//! meant.
 //!
 //! ```text
 //! Source -> document (file) -> reader -> names, certificates, telemetry -> Settings
 //! ```
 
-mod address;
 mod certificates;
 mod changes;
 mod client;
 mod document;
-pub(crate) mod file;
+mod grants;
 mod keys;
 mod names;
+mod plugin;
 mod pomerium;
 mod reader;
 mod reference;
-mod secret;
 mod telemetry;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-pub use address::{Address, AddressError};
+pub use crate::address::{Address, AddressError};
+pub use crate::secret::{SECRET_LENGTH, SecretError, Secrets, SharedSecret};
 pub use changes::Changes;
 pub use client::{Client, client};
-pub(crate) use file::read as read_file;
 pub use keys::{ALL, Group, Key, Origin, Shape};
 pub use reader::{Mistake, Mistakes, Source};
 pub use reference::reference;
-pub use secret::{SECRET_LENGTH, SecretError, Secrets, SharedSecret};
+pub use telemetry::default_probes;
 
 use reader::{Fingerprints, Reader};
 
@@ -64,6 +65,10 @@ pub struct Settings {
     pub clean_interval: Duration,
     /// How long a shutdown may take.
     pub grace_period: Duration,
+    /// Most connections at a time.
+    pub max_connections: usize,
+    /// Most streams at a time.
+    pub max_streams: usize,
     /// What is logged, measured, traced and told about health.
     pub telemetry: Telemetry,
     /// What an operator should hear at start and after a reload.
@@ -97,7 +102,7 @@ impl Settings {
     pub fn read(source: &Source) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(source);
         names::check(&mut reader);
-        let address = reader.parsed(&keys::GRPC_ADDRESS, Address::default(), address);
+        let address = reader.or_default(&keys::GRPC_ADDRESS, address);
         check_services(&mut reader);
         let secrets = secrets(&mut reader, &address);
         let tls = certificates::grpc(&mut reader, &address, &secrets.current);
@@ -118,18 +123,20 @@ impl Settings {
                 .text_or_file(&keys::STORAGE_CONNECTION_STRING, &keys::STORAGE_CONNECTION_STRING_FILE)
                 .map(|(_, text)| text.trim().to_owned()),
             cache_dir: reader.text(&keys::PLUGIN_CACHE_DIR).map(PathBuf::from),
-            limits: component::Limits::default(),
+            limits: plugin::limits(&mut reader),
+            restarts: plugin::restarts(&mut reader),
+            report_dir: reader.text(&keys::PLUGIN_REPORT_DIR).map(PathBuf::from),
+            grants: grants::read(&mut reader),
         };
         let record_descriptors = reader.text(&keys::RECORD_DESCRIPTORS).map(PathBuf::from);
-        let mut duration = |key: &'static Key, default, bounds| duration(&mut reader, key, default, bounds);
-        let history = duration(&keys::HISTORY, HOUR, (SHORTEST, 10 * YEAR));
-        let clean_interval = duration(&keys::CLEAN_INTERVAL, Duration::from_secs(60), (SHORTEST, 24 * HOUR));
-        let grace_period = duration(&keys::GRACE_PERIOD, Duration::from_secs(10), (Duration::ZERO, HOUR));
-        let tls_reload_interval = duration(
-            &keys::TLS_RELOAD_INTERVAL,
-            Duration::from_secs(10),
-            (Duration::from_millis(100), 24 * HOUR),
-        );
+        let mut duration = |key, least, most| duration(&mut reader, key, (least, most));
+        let history = duration(&keys::HISTORY, SHORTEST, 10 * YEAR);
+        let clean_interval = duration(&keys::CLEAN_INTERVAL, SHORTEST, 24 * HOUR);
+        let grace_period = duration(&keys::GRACE_PERIOD, Duration::ZERO, HOUR);
+        let tls_reload_interval = duration(&keys::TLS_RELOAD_INTERVAL, Duration::from_millis(100), 24 * HOUR);
+        let mut number = |key: &'static Key, most| reader.or_default(key, |text| bounded(text, 1, most));
+        let max_connections = number(&keys::MAX_CONNECTIONS, 100_000);
+        let max_streams = number(&keys::MAX_STREAMS, 1_000_000);
         let telemetry = telemetry::read(&mut reader);
         check_addresses(&mut reader, &address, &telemetry);
         let (notices, fingerprints) = reader.finish()?;
@@ -143,6 +150,8 @@ impl Settings {
             history,
             clean_interval,
             grace_period,
+            max_connections,
+            max_streams,
             telemetry,
             notices,
             fingerprints,
@@ -246,10 +255,13 @@ fn check_addresses(reader: &mut Reader<'_>, grpc: &Address, telemetry: &Telemetr
     ];
     for (key, address, other, taken) in taken {
         if let (Some(address), Some(taken)) = (address, taken)
-            && address == taken
-            && address.port() != 0
+            && address.overlaps(taken)
         {
-            let wrong = format!("{address} is where {other} listens");
+            let wrong = if address == taken {
+                format!("{address} is where {other} listens")
+            } else {
+                format!("{address} is where {other} listens, being {taken}")
+            };
             reader.mistake(key, wrong, "choose another port");
         }
     }
@@ -281,9 +293,21 @@ fn plugin(text: &str) -> Result<component::Source, String> {
     })
 }
 
-fn duration(reader: &mut Reader<'_>, key: &'static Key, default: Duration, bounds: (Duration, Duration)) -> Duration {
+/// A whole number within bounds.
+fn bounded<T>(text: &str, least: T, most: T) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + fmt::Display,
+{
+    let number: T = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if number < least || number > most {
+        return Err(format!("{text} is out of bounds: {least} to {most}"));
+    }
+    Ok(number)
+}
+
+fn duration(reader: &mut Reader<'_>, key: &'static Key, bounds: (Duration, Duration)) -> Duration {
     let (least, most) = bounds;
-    reader.parsed(key, default, |text| {
+    reader.or_default(key, |text| {
         let duration = humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a duration"))?;
         if duration < least || duration > most {
             let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));

@@ -1,8 +1,8 @@
-//! Looks for names that are nobody's: mistyped ones in the configuration file and in the environment, and those of Pomerium
-//! that mean nothing here.
+//! Looks for names that are nobody's: mistyped ones in the configuration file and in the environment, and those of
+//! Pomerium that mean nothing here.
 //!
-//! In the file an unknown name is a mistake. The environment is shared with others, so there it is at most a warning, and
-//! only where it is almost one of ours.
+//! In the file an unknown name is a mistake. The environment is shared with others, so there it is at most a warning,
+//! and only where it is almost one of ours.
 
 use super::document::Value;
 use super::keys::{ALL, Key};

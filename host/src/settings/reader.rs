@@ -1,7 +1,7 @@
 //! Reads settings one by one and collects the mistakes.
 //!
-//! A value is looked for among the flags, then in the environment, then in the configuration file. Every mistake names the
-//! place where the value was found, so that whoever mends it looks there.
+//! A value is looked for among the flags, then in the environment, then in the configuration file. Every mistake names
+//! the place where the value was found, so that whoever mends it looks there.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use super::Notice;
 use super::document::{self, Document, Node, Value};
 use super::keys::{ALL, Key};
-use super::{Notice, file};
+use crate::file;
 
 /// The most that a file with a secret or a connection string may hold, in bytes.
 const FILE_BYTES: u64 = 64 << 10;
@@ -170,8 +171,8 @@ impl<'a> Reader<'a> {
         self.raw(key).filter(|text| !text.is_empty())
     }
 
-    /// The value of a setting, or the default where it is absent or cannot be used. The parser says what is wrong with a
-    /// text.
+    /// The value of a setting, or the default where it is absent or cannot be used. The parser says what is wrong with
+    /// a text.
     pub(super) fn parsed<T>(
         &mut self,
         key: &'static Key,
@@ -188,6 +189,12 @@ impl<'a> Reader<'a> {
                 default
             }
         }
+    }
+
+    /// The same, with the default that the table of settings has. A test holds that each of those can be parsed.
+    pub(super) fn or_default<T: Default>(&mut self, key: &'static Key, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        let default = parse(key.default).unwrap_or_default();
+        self.parsed(key, default, parse)
     }
 
     /// The parts of a list: of YAML, or of a text with commas between them.

@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::keys::{self, Key};
 use super::reader::Reader;
-use super::{Address, address, certificates};
+use super::{Address, address, bounded, certificates};
 use crate::telemetry::config::{BasicAuth, Config, LogFormat, Logs, Metrics, TraceProtocol, Traces, is_https};
 
 /// The ports that collectors listen on.
@@ -24,7 +24,7 @@ const TRACES_PATH: &str = "/v1/traces";
 const LONGEST: u64 = 600_000;
 
 /// Most spans of an export.
-const MOST_SPANS: u64 = 2048;
+const MOST_SPANS: usize = 2048;
 
 /// Reads them all.
 pub(super) fn read(reader: &mut Reader<'_>) -> Config {
@@ -56,6 +56,11 @@ fn log_level(text: &str) -> Result<LevelFilter, String> {
     })
 }
 
+/// Where probes ask unless it is said.
+pub fn default_probes() -> Option<Address> {
+    Address::parse(keys::HEALTH_CHECK_ADDR.default).ok()
+}
+
 fn health(reader: &mut Reader<'_>) -> Option<Address> {
     let key = &keys::HEALTH_CHECK_ADDR;
     // An empty variable is none, but somebody who writes an empty text in the file or as a flag means it.
@@ -63,8 +68,7 @@ fn health(reader: &mut Reader<'_>) -> Option<Address> {
     if reader.find(key).is_some() && reader.given(key).is_none() && place != key.variable {
         return None;
     }
-    let default = Address::parse(key.default).ok();
-    reader.parsed(key, default, |text| match text {
+    reader.parsed(key, default_probes(), |text| match text {
         "off" => Ok(None),
         text => address(text).map(Some),
     })
@@ -184,24 +188,24 @@ fn traces(reader: &mut Reader<'_>) -> Option<Traces> {
             &keys::OTEL_EXPORTER_OTLP_TRACES_TIMEOUT,
             &keys::OTEL_EXPORTER_OTLP_TIMEOUT,
         ],
-        |text| number(text, 1, LONGEST),
+        |text| bounded(text, 1, LONGEST),
     );
-    let delay = reader.parsed(&keys::OTEL_BSP_SCHEDULE_DELAY, 5000, |text| number(text, 1, LONGEST));
-    let batch = reader.parsed(&keys::OTEL_BSP_MAX_EXPORT_BATCH_SIZE, 512, |text| {
-        number(text, 1, MOST_SPANS)
+    let delay = reader.or_default(&keys::OTEL_BSP_SCHEDULE_DELAY, |text| bounded(text, 1, LONGEST));
+    let batch = reader.or_default(&keys::OTEL_BSP_MAX_EXPORT_BATCH_SIZE, |text| {
+        bounded(text, 1, MOST_SPANS)
     });
     Some(Traces {
         endpoint,
         protocol,
         headers: if headers.is_empty() { general_headers } else { headers },
         timeout: Duration::from_millis(timeout.unwrap_or(10_000)),
-        sample_ratio: reader.parsed(&keys::OTEL_TRACES_SAMPLER_ARG, 1.0, ratio),
+        sample_ratio: reader.or_default(&keys::OTEL_TRACES_SAMPLER_ARG, ratio),
         resource: pairs(reader, &keys::OTEL_RESOURCE_ATTRIBUTES),
         schedule_delay: Duration::from_millis(delay),
-        max_batch: usize::try_from(batch).unwrap_or(512),
+        max_batch: batch,
         attribute_length: reader.parsed(&keys::OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT, None, |text| match text {
             "-1" => Ok(None),
-            text => number(text, 0, u64::from(u32::MAX)).map(|number| u32::try_from(number).ok()),
+            text => bounded(text, 0, u32::MAX).map(Some),
         }),
     })
 }
@@ -245,14 +249,6 @@ fn url(text: &str) -> Result<String, String> {
     }
 }
 
-fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
-    let number: u64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
-    if number < least || number > most {
-        return Err(format!("{text} is out of bounds: {least} to {most}"));
-    }
-    Ok(number)
-}
-
 fn ratio(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if (0.0..=1.0).contains(&number) {
@@ -262,8 +258,8 @@ fn ratio(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Names and values that both protocols can send as headers. Neither is shown, since a mistyped list can have a secret in
-/// either.
+/// Names and values that both protocols can send as headers. Neither is shown, since a mistyped list can have a secret
+/// in either.
 fn headers(reader: &mut Reader<'_>, key: &'static Key) -> Vec<(String, String)> {
     let headers = pairs(reader, key);
     for (index, (name, value)) in headers.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! What an operator can set of logs, metrics, health and traces, checked.
 //!
-//! Plain data: where it comes from is the business of the settings, and each part says what it makes of it. What is secret
-//! has a `Debug` that shows nothing of it.
+//! Plain data: where it comes from is the business of the settings, and each part says what it makes of it. What is
+//! secret has a `Debug` that shows nothing of it.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tracing::level_filters::LevelFilter;
 
-use crate::settings::Address;
+use crate::address::Address;
 use crate::tls;
 
 /// All of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     /// What is logged, and how.
     pub logs: Logs,
@@ -24,18 +24,6 @@ pub struct Config {
     pub health: Option<Address>,
     /// Where traces go; none turns them off.
     pub traces: Option<Traces>,
-}
-
-impl Default for Config {
-    /// Logs as text, health on Pomerium's address, no metrics and no traces.
-    fn default() -> Self {
-        Self {
-            logs: Logs::default(),
-            metrics: None,
-            health: Address::parse("127.0.0.1:28080").ok(),
-            traces: None,
-        }
-    }
 }
 
 /// What is logged, and how.
@@ -117,7 +105,8 @@ pub struct Traces {
     pub headers: Vec<(String, String)>,
     /// How long the collector may take to accept spans.
     pub timeout: Duration,
-    /// How many of the traces that begin here are recorded, from 0 to 1. Those that a client has begun follow the client.
+    /// How many of the traces that begin here are recorded, from 0 to 1. Those that a client has begun follow the
+    /// client.
     pub sample_ratio: f64,
     /// What every span says of this process: names and values.
     pub resource: Vec<(String, String)>,
@@ -207,6 +196,6 @@ mod tests {
         for secret in ["scraper", "pass:word", "swordfish"] {
             assert!(!shown.contains(secret), "{shown}");
         }
-        assert!(shown.contains("28080"), "{shown}");
+        assert!(shown.contains("4317"), "{shown}");
     }
 }

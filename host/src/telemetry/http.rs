@@ -1,7 +1,8 @@
 //! The HTTP listeners of metrics and health.
 //!
-//! HTTP/1.1, with or without TLS. They are for a few clients that an operator knows, so that bounds are narrow: a client
-//! that says nothing, or holds many connections, can keep others out for a while but takes no memory worth speaking of.
+//! HTTP/1.1, with or without TLS. They are for a few clients that an operator knows, so that bounds are narrow: a
+//! client that says nothing, or holds many connections, can keep others out for a while but takes no memory worth
+//! speaking of.
 
 use std::io;
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::seldom::Seldom;
+use crate::listener;
+
 /// Most connections at a time; further ones wait.
 const CONNECTIONS: usize = 64;
 
@@ -25,9 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a connection may last: an answer that nobody takes does not hold it for ever.
 const LIFETIME: Duration = Duration::from_secs(10 * 60);
-
-/// How long to wait after a connection could not be accepted, mostly because too many files are open.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// Most bytes of a request's head.
 const HEAD_BYTES: usize = 16 << 10;
@@ -42,24 +43,17 @@ pub async fn serve(
     // Dropping it ends the connections.
     let mut connections = JoinSet::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut errors = Seldom::default();
     tokio::pin!(shutdown);
     loop {
         let accepted = async {
             // The semaphore is never closed.
             let permit = Arc::clone(&room).acquire_owned().await.ok();
-            (listener.accept().await, permit)
+            (listener::accept(&listener, &mut errors).await, permit)
         };
-        let (accepted, permit) = tokio::select! {
+        let ((stream, peer), permit) = tokio::select! {
             () = &mut shutdown => return,
             accepted = accepted => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::debug!(%error, "could not accept an HTTP connection");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
         };
         while connections.try_join_next().is_some() {}
         let (tls, router) = (tls.clone(), router.clone());

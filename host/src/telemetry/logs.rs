@@ -1,30 +1,48 @@
 //! Logs: lines of text or JSON on standard error.
 //!
-//! A thread of its own writes them, from a queue that drops lines where it is full: a pipe that nobody drains, or a disk that
-//! is full, must stop neither a call nor the shutdown. How many were lost is a metric and, once in a while, a line. The
-//! level can be changed while the process runs; the format is what programs that read the log count on, and stays.
+//! A thread of its own writes them, from a queue that drops lines where it is full: a pipe that nobody drains, or a
+//! disk that is full, must stop neither a call nor the shutdown. How many were lost is a metric and, once in a while, a
+//! line. The level can be changed while the process runs; the format is what programs that read the log count on, and
+//! stays.
+//!
+//! What a library complains of may be of a client's making, such as broken HTTP/2, and then it comes as often as the
+//! client likes. So each of its complaints is a line only once in a while.
 
-use std::io::IsTerminal as _;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use tracing::Subscriber;
+use parking_lot::Mutex;
+use tracing::callsite::Identifier;
 use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{FilterExt as _, Targets};
+use tracing_subscriber::layer::{Context, Filter};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::config::{LogFormat, Logs};
+use super::seldom::Seldom;
 use super::traces;
 
 /// How often lost lines are spoken of.
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// How often one complaint of a library is a line.
+const COMPLAINTS: Duration = Duration::from_secs(10);
+
+/// The target of this program's own lines.
+const OWN: &str = "databroker_host";
+
 /// The log. The last lines are written when it is dropped.
 pub struct Log {
     /// Changes what is logged.
     filter: reload::Handle<Targets, Registry>,
-    dropped: ErrorCounter,
+    lost: LostLines,
     /// Writes the last lines.
     _writer: WorkerGuard,
 }
@@ -32,15 +50,20 @@ pub struct Log {
 impl Log {
     /// A log, and the layer that feeds it from events.
     pub fn new(config: &Logs) -> (Self, Box<dyn Layer<Registry> + Send + Sync>) {
-        let (queue, writer): (NonBlocking, WorkerGuard) =
-            NonBlockingBuilder::default().lossy(true).finish(std::io::stderr());
+        let unwritten = Arc::new(AtomicU64::new(0));
+        let lines = Lines {
+            writer: io::stderr(),
+            unwritten: Arc::clone(&unwritten),
+        };
+        let (queue, writer): (NonBlocking, WorkerGuard) = NonBlockingBuilder::default().lossy(true).finish(lines);
         let dropped = queue.error_counter();
         let (targets, filter) = reload::Layer::new(targets(config.level));
         // A terminal gets colours, a file does not.
-        let lines = layer(config.format, queue, std::io::stderr().is_terminal()).with_filter(targets);
+        let lines = layer(config.format, queue, io::stderr().is_terminal());
+        let lines = lines.with_filter(targets.and(Complaints::default()));
         let log = Self {
             filter,
-            dropped,
+            lost: LostLines { dropped, unwritten },
             _writer: writer,
         };
         (log, lines.boxed())
@@ -53,8 +76,76 @@ impl Log {
     }
 
     /// Counts the lines that were lost.
-    pub fn dropped(&self) -> ErrorCounter {
-        self.dropped.clone()
+    pub fn lost(&self) -> LostLines {
+        self.lost.clone()
+    }
+}
+
+/// How many lines were lost. Clones share the numbers.
+#[derive(Clone, Debug)]
+pub struct LostLines {
+    /// There was no room in the queue.
+    dropped: ErrorCounter,
+    /// Standard error did not take them.
+    unwritten: Arc<AtomicU64>,
+}
+
+impl LostLines {
+    /// All of them since the start.
+    pub fn count(&self) -> u64 {
+        let dropped = u64::try_from(self.dropped.dropped_lines()).unwrap_or(u64::MAX);
+        dropped.saturating_add(self.unwritten.load(Ordering::Relaxed))
+    }
+}
+
+/// Writes lines, and counts those that cannot be written, which the thread that writes them keeps to itself.
+struct Lines<W> {
+    writer: W,
+    unwritten: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        self.writer.write_all(line).inspect_err(|_| {
+            self.unwritten.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+/// Lets each complaint of a library through once in a while.
+#[derive(Default)]
+struct Complaints(Mutex<HashMap<Identifier, Seldom>>);
+
+impl<S> Filter<S> for Complaints {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::always()
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::TRACE)
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let metadata = event.metadata();
+        if *metadata.level() > Level::WARN || metadata.target().starts_with(OWN) {
+            return true;
+        }
+        // There are as many places to complain from as the libraries have.
+        let mut places = self.0.lock();
+        let place = places.entry(metadata.callsite()).or_default();
+        place.turn(Instant::now(), COMPLAINTS).is_some()
     }
 }
 
@@ -66,7 +157,7 @@ fn targets(level: LevelFilter) -> Targets {
         level.min(LevelFilter::WARN)
     };
     Targets::new()
-        .with_target("databroker_host", level)
+        .with_target(OWN, level)
         .with_target(traces::TARGET, LevelFilter::OFF)
         .with_default(libraries)
 }
@@ -90,15 +181,18 @@ where
 }
 
 /// Says once in a while how many lines were lost since, for as long as it is polled.
-pub async fn report_dropped(dropped: ErrorCounter) {
+pub async fn report_lost(lost: LostLines) {
     let mut ticks = tokio::time::interval(INTERVAL);
     let mut told = 0;
     loop {
         ticks.tick().await;
-        let all = dropped.dropped_lines();
+        let all = lost.count();
         if all > told {
             let lines = all - told;
-            tracing::warn!(lines, "log lines were lost: standard error is not read fast enough");
+            tracing::warn!(
+                lines,
+                "log lines were lost: standard error was not read fast enough, or could not be written"
+            );
             told = all;
         }
     }
@@ -108,10 +202,6 @@ pub async fn report_dropped(dropped: ErrorCounter) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-    use std::io::Write;
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
     use serde_json::Value;
     use tracing_subscriber::layer::SubscriberExt as _;
 
@@ -121,12 +211,12 @@ mod tests {
     struct Written(Arc<Mutex<Vec<u8>>>);
 
     impl Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
-        fn flush(&mut self) -> std::io::Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
@@ -142,7 +232,7 @@ mod tests {
         let written = Written::default();
         let writer = written.clone();
         let (filter, handle) = reload::Layer::new(targets(LevelFilter::INFO));
-        let lines = layer(format, move || writer.clone(), false).with_filter(filter);
+        let lines = layer(format, move || writer.clone(), false).with_filter(filter.and(Complaints::default()));
         let subscriber = tracing_subscriber::registry().with(lines);
         tracing::subscriber::with_default(subscriber, || {
             events();
@@ -163,8 +253,41 @@ mod tests {
         });
         let counts = ["in detail", "in short", "chatter", "trouble", "within a span"]
             .map(|part| text.lines().filter(|line| line.contains(part)).count());
-        assert_eq!(counts, [1, 2, 0, 2, 2], "{text}");
+        // The library complains twice from one place.
+        assert_eq!(counts, [1, 2, 0, 1, 2], "{text}");
         assert!(!text.contains("call"), "spans are for traces: {text}");
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted() {
+        /// A disk that is full.
+        struct Full;
+
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let unwritten = Arc::new(AtomicU64::new(0));
+        let lines = Lines {
+            writer: Full,
+            unwritten: Arc::clone(&unwritten),
+        };
+        let (mut queue, writer) = NonBlockingBuilder::default().lossy(true).finish(lines);
+        let lost = LostLines {
+            dropped: queue.error_counter(),
+            unwritten,
+        };
+        for _ in 0..3 {
+            queue.write_all(b"a line\n").unwrap();
+        }
+        drop(writer);
+        assert_eq!(lost.count(), 3);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A store that is measured: each call counted, timed, a span of a trace, and told to health.
 //!
-//! It stands at the border to storage, so that neither the broker nor the plugin's adapter knows of it, and every store is
-//! measured alike.
+//! It stands at the border to storage, so that neither the broker nor the plugin's adapter knows of it, and every store
+//! is measured alike.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::metrics::{Function, Functions};
 use super::traces;
 use crate::backend::{
     Backend, BackendError, Batch, ChangesPage, ChangesRequest, EvictRequest, Evicted, LeaseRequest, Observed, Position,
-    Pruned, PutResult, Runtime, ScanPage, ScanRequest, Statistics,
+    Pruned, PutResult, Reopenings, Runtime, ScanPage, ScanRequest, Statistics,
 };
 use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp};
 
@@ -202,5 +202,9 @@ impl Backend for Measured {
 
     fn runtime(&self) -> Runtime {
         self.backend.runtime()
+    }
+
+    fn reopenings(&self) -> Reopenings {
+        self.backend.reopenings()
     }
 }

@@ -1,8 +1,8 @@
 //! What an operator sees of a running process: logs, metrics, traces and health.
 //!
 //! [`start`] makes all of it from the settings before anything else runs. Who has something to tell is handed
-//! [`Instruments`] and calls one function of it; nothing here knows how the rest works, and nothing else knows how it is
-//! told. Two listeners of HTTP, for metrics and for health, are served by [`http::serve`].
+//! [`Instruments`] and calls one function of it; nothing here knows how the rest works, and nothing else knows how it
+//! is told. Two listeners of HTTP, for metrics and for health, are served by [`http::serve`].
 
 pub mod config;
 pub mod health;
@@ -18,11 +18,11 @@ use std::time::Duration;
 
 use tokio::task::AbortHandle;
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::ErrorCounter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub use config::Config;
+pub use logs::LostLines;
 pub use traces::TracesError;
 
 use crate::backend::Backend;
@@ -62,8 +62,8 @@ pub struct Telemetry {
     reporting: AbortHandle,
 }
 
-/// Begins to log, and to send traces if they are wanted. Call it within a tokio runtime, once in a process: a second call
-/// has instruments of its own, but the first one's log goes on.
+/// Begins to log, and to send traces if they are wanted. Call it within a tokio runtime, once in a process: a second
+/// call has instruments of its own, but the first one's log goes on.
 ///
 /// # Errors
 ///
@@ -80,8 +80,8 @@ pub fn start(config: &Config) -> Result<Telemetry, TracesError> {
     }
     // It fails where there is a log already.
     let _ = tracing_subscriber::registry().with(layers).try_init();
-    instruments.metrics.observe_log(log.dropped());
-    let reporting = tokio::spawn(logs::report_dropped(log.dropped())).abort_handle();
+    instruments.metrics.observe_log(log.lost());
+    let reporting = tokio::spawn(logs::report_lost(log.lost())).abort_handle();
     Ok(Telemetry {
         instruments,
         log,
@@ -97,8 +97,8 @@ impl Telemetry {
     }
 
     /// Counts the lines of the log that were lost.
-    pub fn log_lines_dropped(&self) -> ErrorCounter {
-        self.log.dropped()
+    pub fn log_lines_lost(&self) -> LostLines {
+        self.log.lost()
     }
 
     /// Sends the spans that wait, for a few seconds at most, and writes the last lines of the log.

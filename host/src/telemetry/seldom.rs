@@ -1,5 +1,5 @@
-//! Something that happens often and is told seldom: a line of the log that a client could otherwise write as often as it
-//! likes.
+//! Something that happens often and is told seldom: a line of the log that a client could otherwise write as often as
+//! it likes.
 
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,9 @@
 //! Traces: a span for each call and for what it asks of the storage plugin, sent to a collector by OTLP.
 //!
-//! A client that sends the W3C header `traceparent` has its trace continued, and its decision whether the trace is recorded
-//! followed. Spans hold names, codes, addresses and errors, never record data or ids of records. They are spans of `tracing`
-//! under a target of their own, which nothing listens to unless a collector is configured: then a span is a check of one
-//! number, and nothing is allocated.
+//! A client that sends the W3C header `traceparent` has its trace continued, and its decision whether the trace is
+//! recorded followed. Spans hold names, codes, addresses and errors, never record data or ids of records. They are
+//! spans of `tracing` under a target of their own, which nothing listens to unless a collector is configured: then a
+//! span is a check of one number, and nothing is allocated.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -78,8 +78,8 @@ pub enum TracesError {
 pub struct Traces(SdkTracerProvider);
 
 impl Traces {
-    /// Begins to send spans, and the layer that feeds it. Call it within a tokio runtime, which does the sending. That the
-    /// collector is not there is no error: it may come.
+    /// Begins to send spans, and the layer that feeds it. Call it within a tokio runtime, which does the sending. That
+    /// the collector is not there is no error: it may come.
     ///
     /// # Errors
     ///

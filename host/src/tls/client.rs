@@ -1,7 +1,7 @@
 //! Client certificates, checked against the newest authorities.
 //!
-//! The names of the authorities are not sent as a hint: they may change during a connection's handshake, and every client
-//! of this protocol has one certificate only.
+//! The names of the authorities are not sent as a hint: they may change during a connection's handshake, and every
+//! client of this protocol has one certificate only.
 
 use std::sync::Arc;
 

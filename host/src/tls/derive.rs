@@ -1,11 +1,11 @@
 //! Certificates that are derived from the shared secret, so that services that share one trust each other without any
 //! files.
 //!
-//! Pomerium derives an authority from the secret, and its services trust that authority where `tls_derive` is set. What has
-//! to be the same here is the authority's key and its name, since these are what a client checks; they are computed the
-//! same way: a stream of HKDF-SHA256 over the purpose, the secret and the names, and from its first 320 bits a number
-//! between 1 and the order of the curve P-256. Serial numbers and the server's key come from such streams too, so that
-//! every host with the same secret has the same ones; the signatures differ, which no one looks at.
+//! Pomerium derives an authority from the secret, and its services trust that authority where `tls_derive` is set. What
+//! has to be the same here is the authority's key and its name, since these are what a client checks; they are computed
+//! the same way: a stream of HKDF-SHA256 over the purpose, the secret and the names, and from its first 320 bits a
+//! number between 1 and the order of the curve P-256. Serial numbers and the server's key come from such streams too,
+//! so that every host with the same secret has the same ones; the signatures differ, which no one looks at.
 
 use hkdf::Hkdf;
 use p256::elliptic_curve::Curve as _;
@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::Sha256;
 
 use super::{Problem, TlsError};
-use crate::settings::SharedSecret;
+use crate::secret::SharedSecret;
 
 /// The name of the catch-all certificate.
 pub const ANY_NAME: &str = "*";

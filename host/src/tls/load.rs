@@ -15,10 +15,13 @@ use x509_parser::prelude::FromDer as _;
 
 use super::resolver::Certificate;
 use super::{Derive, Pair, Pem, Problem, Source, TlsError, client, derive};
-use crate::settings::file;
+use crate::file;
 
 /// The most that a file with certificates or a key may hold, in bytes.
 const FILE_BYTES: u64 = 1 << 20;
+
+/// How a text in UTF-8 begins where an editor marks it as such.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// The last second that RFC 3339 can say.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -186,6 +189,11 @@ impl Loader<'_> {
         let bytes = self.read(pem, is_key)?;
         let sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
         let (wrong, remedy) = match sections {
+            // The first line would not be taken for one of PEM, and its certificate passed over.
+            _ if bytes.starts_with(BYTE_ORDER_MARK) => (
+                "it begins with a byte order mark, which some editors write",
+                "write it as UTF-8 without one: `sed -i '1s/^\\xEF\\xBB\\xBF//' FILE`",
+            ),
             // The older kind of encryption is a line between BEGIN and the base64.
             _ if is_key && (contains(&bytes, b"BEGIN ENCRYPTED") || contains(&bytes, b"4,ENCRYPTED")) => (
                 "the key is encrypted, and there is nobody to ask for its password",

@@ -1,12 +1,12 @@
 //! TLS for the listeners: certificates that are checked at start and read again while the process runs.
 //!
-//! A [`Source`] says where certificates come from, [`Certificates`] are those that were found there. New handshakes always
-//! use the newest ones; connections that exist stay as they are, so that no stream is dropped. Files are looked at again
-//! by their content, not by events of the file system: that works the same for a copied file and for the links that
-//! Kubernetes swaps. What cannot be used is refused whole, with the reason, and the former certificates stay.
+//! A [`Source`] says where certificates come from, [`Certificates`] are those that were found there. New handshakes
+//! always use the newest ones; connections that exist stay as they are, so that no stream is dropped. Files are looked
+//! at again by their content, not by events of the file system: that works the same for a copied file and for the links
+//! that Kubernetes swaps. What cannot be used is refused whole, with the reason, and the former certificates stay.
 //!
-//! Sessions are not resumed: a resumed session would go past the check of a client's certificate, and the connections of
-//! this protocol are few and long.
+//! Sessions are not resumed: a resumed session would go past the check of a client's certificate, and the connections
+//! of this protocol are few and long.
 
 mod client;
 pub mod derive;
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use rustls::server::{NoServerSessionStorage, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-use crate::settings::SharedSecret;
+use crate::secret::SharedSecret;
 use load::Loaded;
 use resolver::Newest;
 

@@ -72,8 +72,9 @@ impl Certificate {
     }
 }
 
-/// The certificate for a client that asks for this name, of those whose signatures it can check: the one with exactly this
-/// name, else with `*` for its first part, else the first one there is. A client that asks for no name dials an IP address.
+/// The certificate for a client that asks for this name, of those whose signatures it can check: the one with exactly
+/// this name, else with `*` for its first part, else the first one there is. A client that asks for no name dials an IP
+/// address.
 pub(super) fn choose<'a>(
     certificates: &'a [Certificate],
     name: Option<&str>,

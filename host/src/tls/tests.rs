@@ -404,6 +404,12 @@ fn what_is_wrong_with_a_file_is_said_in_a_sentence() {
         ("text", b"hello".to_vec(), key.clone().into(), "there is no PEM in it"),
         ("DER", good.der.to_vec(), key.clone().into(), "it is DER, not PEM"),
         (
+            "a byte order mark",
+            [&b"\xEF\xBB\xBF"[..], certificate.as_bytes()].concat(),
+            key.clone().into(),
+            "byte order mark",
+        ),
+        (
             "cut",
             cut(&certificate).into(),
             key.clone().into(),

@@ -9,6 +9,7 @@
 )]
 
 mod faults;
+mod restarts;
 mod streams;
 mod tap;
 

@@ -1,7 +1,7 @@
 //! A native backend that a test listens to and interferes with, at every call that the broker makes.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,7 +38,8 @@ type Hook = dyn Fn(Call) -> BoxFuture<'static, Result<(), BackendError>> + Send 
 /// The backend. What its hook fails with, the broker is told: before the call instead of making it, after it instead of its
 /// answer.
 pub struct Tap {
-    inner: Arc<Native>,
+    inner: Arc<Mutex<Arc<Native>>>,
+    reopenings: Mutex<Option<Reopenings>>,
     hook: Box<Hook>,
 }
 
@@ -47,8 +48,29 @@ impl Tap {
     where
         F: Future<Output = Result<(), BackendError>> + Send + 'static,
     {
+        Self::replaceable(Arc::new(Mutex::new(inner)), Reopenings::never(), hook)
+    }
+
+    /// One that a test puts another store into, and tells of it.
+    pub fn replaceable<F>(
+        inner: Arc<Mutex<Arc<Native>>>,
+        reopenings: Reopenings,
+        hook: impl Fn(Call) -> F + Send + Sync + 'static,
+    ) -> Arc<Self>
+    where
+        F: Future<Output = Result<(), BackendError>> + Send + 'static,
+    {
         let hook = Box::new(move |call| -> BoxFuture<'static, _> { Box::pin(hook(call)) });
-        Arc::new(Self { inner, hook })
+        let reopenings = Mutex::new(Some(reopenings));
+        Arc::new(Self {
+            inner,
+            reopenings,
+            hook,
+        })
+    }
+
+    fn inner(&self) -> Arc<Native> {
+        Arc::clone(&self.inner.lock().unwrap())
     }
 
     async fn tap<T>(
@@ -74,55 +96,61 @@ impl Tap {
 #[async_trait]
 impl Backend for Tap {
     async fn close(&self) -> Result<(), BackendError> {
-        self.tap("close", None, 0, self.inner.close()).await
+        self.tap("close", None, 0, self.inner().close()).await
     }
     async fn health(&self) -> Result<(), BackendError> {
-        self.tap("health", None, 0, self.inner.health()).await
+        self.tap("health", None, 0, self.inner().health()).await
     }
     async fn put(&self, batches: Vec<Batch>, now: Timestamp) -> Result<PutResult, BackendError> {
-        self.tap("put", None, batches.len(), self.inner.put(batches, now)).await
+        self.tap("put", None, batches.len(), self.inner().put(batches, now))
+            .await
     }
     async fn get(&self, keys: Vec<Key>) -> Result<Vec<Option<Record>>, BackendError> {
-        self.tap("get", None, keys.len(), self.inner.get(keys)).await
+        self.tap("get", None, keys.len(), self.inner().get(keys)).await
     }
     async fn scan(&self, request: ScanRequest) -> Result<ScanPage, BackendError> {
-        self.tap("scan", request.record_type.clone(), 0, self.inner.scan(request))
+        self.tap("scan", request.record_type.clone(), 0, self.inner().scan(request))
             .await
     }
     async fn count(&self, record_type: Option<String>) -> Result<u64, BackendError> {
-        self.tap("count", record_type.clone(), 0, self.inner.count(record_type))
+        self.tap("count", record_type.clone(), 0, self.inner().count(record_type))
             .await
     }
     async fn types(&self) -> Result<Vec<String>, BackendError> {
-        self.tap("types", None, 0, self.inner.types()).await
+        self.tap("types", None, 0, self.inner().types()).await
     }
     async fn current(&self) -> Result<Position, BackendError> {
-        self.tap("current", None, 0, self.inner.current()).await
+        self.tap("current", None, 0, self.inner().current()).await
     }
     async fn changes(&self, request: ChangesRequest) -> Result<ChangesPage, BackendError> {
-        self.tap("changes", request.record_type.clone(), 0, self.inner.changes(request))
+        self.tap("changes", request.record_type.clone(), 0, self.inner().changes(request))
             .await
     }
     async fn wait(&self, seen: Observed) -> Result<Observed, BackendError> {
-        self.tap("wait", None, 0, self.inner.wait(seen)).await
+        self.tap("wait", None, 0, self.inner().wait(seen)).await
     }
     async fn list_options(&self) -> Result<Vec<(String, Options)>, BackendError> {
-        self.tap("list_options", None, 0, self.inner.list_options()).await
+        self.tap("list_options", None, 0, self.inner().list_options()).await
     }
     async fn set_options(&self, record_type: String, options: Option<Options>) -> Result<(), BackendError> {
         let of_type = Some(record_type.clone());
-        self.tap("set_options", of_type, 0, self.inner.set_options(record_type, options))
-            .await
+        self.tap(
+            "set_options",
+            of_type,
+            0,
+            self.inner().set_options(record_type, options),
+        )
+        .await
     }
     async fn lease(&self, requests: Vec<LeaseRequest>, now: Timestamp) -> Result<Vec<bool>, BackendError> {
-        self.tap("lease", None, requests.len(), self.inner.lease(requests, now))
+        self.tap("lease", None, requests.len(), self.inner().lease(requests, now))
             .await
     }
     async fn get_checkpoint(&self) -> Result<Checkpoint, BackendError> {
-        self.tap("get_checkpoint", None, 0, self.inner.get_checkpoint()).await
+        self.tap("get_checkpoint", None, 0, self.inner().get_checkpoint()).await
     }
     async fn set_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), BackendError> {
-        self.tap("set_checkpoint", None, 0, self.inner.set_checkpoint(checkpoint))
+        self.tap("set_checkpoint", None, 0, self.inner().set_checkpoint(checkpoint))
             .await
     }
     async fn report_services(&self, services: Vec<Service>, ttl: Duration, now: Timestamp) -> Result<(), BackendError> {
@@ -131,24 +159,29 @@ impl Backend for Tap {
             "report_services",
             None,
             size,
-            self.inner.report_services(services, ttl, now),
+            self.inner().report_services(services, ttl, now),
         )
         .await
     }
     async fn list_services(&self, now: Timestamp) -> Result<Vec<Service>, BackendError> {
-        self.tap("list_services", None, 0, self.inner.list_services(now)).await
+        self.tap("list_services", None, 0, self.inner().list_services(now))
+            .await
     }
     async fn prune(&self, before: Timestamp, max_changes: u32) -> Result<Pruned, BackendError> {
-        self.tap("prune", None, 0, self.inner.prune(before, max_changes)).await
+        self.tap("prune", None, 0, self.inner().prune(before, max_changes))
+            .await
     }
     async fn evict(&self, request: EvictRequest, now: Timestamp) -> Result<Evicted, BackendError> {
         let of_type = Some(request.record_type.clone());
-        self.tap("evict", of_type, 0, self.inner.evict(request, now)).await
+        self.tap("evict", of_type, 0, self.inner().evict(request, now)).await
     }
     async fn clear(&self, new_server_version: u64) -> Result<Position, BackendError> {
-        self.tap("clear", None, 0, self.inner.clear(new_server_version)).await
+        self.tap("clear", None, 0, self.inner().clear(new_server_version)).await
     }
     async fn measure(&self) -> Result<Statistics, BackendError> {
-        self.tap("measure", None, 0, self.inner.measure()).await
+        self.tap("measure", None, 0, self.inner().measure()).await
+    }
+    fn reopenings(&self) -> Reopenings {
+        self.reopenings.lock().unwrap().take().unwrap_or_else(Reopenings::never)
     }
 }

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod abuse;
 mod calls;
 mod health;
 mod hostile;

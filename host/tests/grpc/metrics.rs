@@ -11,6 +11,7 @@ use databroker_host::component;
 use databroker_host::data::Descriptors;
 use databroker_host::telemetry::config::{BasicAuth, Logs};
 use databroker_host::telemetry::{self, metrics};
+use databroker_host::tls::{self, Certificates, Pem};
 use databroker_proto::databroker::SyncRequest;
 use databroker_proto::databroker::data_broker_service_client::DataBrokerServiceClient;
 use databroker_proto::databroker::sync_response::Response as Answer;
@@ -86,10 +87,8 @@ fn value(text: &str, series: &str) -> Option<f64> {
 /// A server on the memory plugin, cleaning all the time.
 async fn server() -> Server {
     let config = component::Config {
-        plugin: component::Source::BuiltIn("memory".to_owned()),
         connection_string: Some("memory://?budget=64MiB".to_owned()),
-        cache_dir: None,
-        limits: component::Limits::default(),
+        ..component::Config::new(component::Source::BuiltIn("memory".to_owned()))
     };
     let descriptors = Arc::new(Descriptors::built_in().unwrap());
     let (backend, info) = component::open(config, descriptors).await.unwrap();
@@ -98,6 +97,26 @@ async fn server() -> Server {
         ..Config::default()
     };
     Server::serve(backend, info, config, PATIENCE).await
+}
+
+/// Some that expire in the year 2100.
+fn certificates() -> Arc<Certificates> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    parameters.not_after = rcgen::date_time_ymd(2100, 1, 1);
+    let certificate = parameters.self_signed(&key).unwrap();
+    let inline = |pem: String| Pem::Inline {
+        setting: "CERTIFICATE".to_owned(),
+        pem: pem.into_bytes(),
+    };
+    let source = tls::Source {
+        certificates: vec![tls::Pair {
+            certificate: inline(certificate.pem()),
+            key: inline(key.serialize_pem()),
+        }],
+        ..Default::default()
+    };
+    Arc::new(Certificates::load(&source).unwrap())
 }
 
 #[tokio::test]
@@ -113,7 +132,8 @@ async fn a_scrape_has_what_is_documented_and_nothing_else() {
     let server = server().await;
     let metrics = Arc::clone(&server.instruments.metrics);
     metrics.observe_connections(|| 1);
-    metrics.observe_log(telemetry.log_lines_dropped());
+    metrics.observe_log(telemetry.log_lines_lost());
+    metrics.observe_certificates("grpc", &certificates());
     let web = Web::serve(metrics::router(metrics, None)).await;
 
     server.put(vec![record("a", "x"), record("b", "y")]).await;
@@ -165,6 +185,11 @@ async fn a_scrape_has_what_is_documented_and_nothing_else() {
             1.0,
         ),
         ("databroker_auth_refused_total{reason=\"missing\"}", 1.0),
+        ("databroker_previous_secret_uses_total", 0.0),
+        (
+            "databroker_certificate_expiry_time_seconds{listener=\"grpc\"}",
+            4_102_444_800.0,
+        ),
         ("databroker_commit_records_count", 1.0),
         ("databroker_commit_records_sum", 2.0),
         ("databroker_latest_version", 2.0),

@@ -12,7 +12,7 @@ use databroker_host::data::Descriptors;
 use databroker_host::grpc::auth::{Guard, METADATA_KEY, token};
 use databroker_host::grpc::open_calls::OpenCalls;
 use databroker_host::listener;
-use databroker_host::server::{self, ServerError};
+use databroker_host::server::{self, Limits, ServerError};
 use databroker_host::settings::{Address, SharedSecret};
 use databroker_host::telemetry::Instruments;
 use databroker_proto::databroker::checkpoint_service_client::CheckpointServiceClient;
@@ -98,6 +98,10 @@ impl Server {
             guard: Guard::new(&secret, Arc::clone(&instruments.metrics)),
             grace_period: watch::channel(grace_period).1,
             tls: None,
+            limits: Limits {
+                connections: 1024,
+                streams: 1024,
+            },
             calls: calls.clone(),
             instruments: instruments.clone(),
         };

@@ -1,10 +1,15 @@
 //! The end of the server, as clients see it.
 
-use std::time::Duration;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use databroker_host::component::{self, Limits, Source};
+use databroker_host::component::{self, Limits, Restarts, Source};
+use databroker_host::grpc::auth::token;
 use databroker_host::server::ServerError;
+use databroker_host::settings::SharedSecret;
 use databroker_proto::databroker as proto;
+use databroker_proto::databroker::data_broker_service_client::DataBrokerServiceClient;
 use databroker_proto::registry::ListRequest;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -13,7 +18,8 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
-use crate::server::{PATIENCE, SERVER_VERSION, Server, TYPE, descriptors, record};
+use crate::program::{Serving, program};
+use crate::server::{Connection, Credentials, PATIENCE, SERVER_VERSION, Server, TYPE, descriptors, record};
 
 fn assert_shutting_down(status: &Status) {
     assert_eq!(
@@ -162,31 +168,149 @@ async fn a_second_signal_ends_at_once() {
     assert!(matches!(outcome, Err(ServerError::BrokenOff)), "{outcome:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_server_ends_with_an_error_when_its_plugin_has_stopped() {
+/// A server on the memory plugin, which may return so little that one record can be too much for it.
+async fn small(restarts: u32) -> Server {
     let config = component::Config {
-        plugin: Source::BuiltIn("memory".to_owned()),
-        connection_string: None,
-        cache_dir: None,
         limits: Limits {
-            compute: Duration::from_millis(10),
+            answer_bytes: 1 << 20,
             ..Limits::default()
         },
+        restarts: Restarts {
+            most: restarts,
+            ..Restarts::default()
+        },
+        ..component::Config::new(Source::BuiltIn("memory".to_owned()))
     };
     let (backend, info) = component::open(config, descriptors()).await.unwrap();
-    let server = Server::start_on(backend, info, LONG).await;
-    // More than it can do in that time.
-    let records = || (0..20_000).map(|id| record(&id.to_string(), "")).collect::<Vec<_>>();
-    let mut client = server.client();
-    let failed = loop {
-        if let Err(status) = client.put(proto::PutRequest { records: records() }).await {
-            break status;
-        }
-    };
-    assert_eq!(failed.code(), Code::Unavailable, "{failed:?}");
+    Server::start_on(backend, info, LONG).await
+}
+
+/// Reads what the plugin stops over.
+async fn stop_plugin(server: &Server) {
+    server.put(vec![record("large", &"x".repeat(3 << 20))]).await;
+    let status = server.get("large").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+}
+
+async fn server_version(server: &Server) -> u64 {
+    let answer = server.client().server_info(()).await.unwrap();
+    answer.into_inner().server_version
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_ends_with_an_error_when_its_plugin_has_stopped() {
+    let server = small(0).await;
+    stop_plugin(&server).await;
     let outcome = server.ended().await;
     assert!(
-        matches!(&outcome, Err(ServerError::Stopped(cause)) if cause.contains("computed")),
+        matches!(&outcome, Err(ServerError::Stopped(cause)) if cause.contains("fuel")),
         "{outcome:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_stops_is_started_again_and_clients_begin_again() {
+    let server = small(5).await;
+    let before = server_version(&server).await;
+    let start = |server_version| proto::SyncRequest {
+        server_version,
+        wait: Some(true),
+        ..Default::default()
+    };
+    let mut stream = server.client().sync(start(before)).await.unwrap().into_inner();
+    let mut health = HealthClient::new(server.channel.clone())
+        .watch(HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    stop_plugin(&server).await;
+    let status = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Err(status) = stream.message().await {
+                break status;
+            }
+        }
+    })
+    .await
+    .expect("the stream ends");
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Aborted, "invalid server version")
+    );
+    let mut states = Vec::new();
+    while states.len() < 3 {
+        let message = tokio::time::timeout(PATIENCE, health.message()).await.unwrap();
+        states.push(message.unwrap().unwrap().status());
+    }
+    use ServingStatus::{NotServing, Serving};
+    assert_eq!(states, [Serving, NotServing, Serving]);
+    let after = server_version(&server).await;
+    assert_ne!(after, before);
+    assert_eq!(server.put(vec![record("a", "new")]).await.server_version, after);
+    let mut stream = server.client().sync(start(after)).await.unwrap().into_inner();
+    assert!(tokio::time::timeout(PATIENCE, stream.message()).await.unwrap().is_ok());
+    let metrics = server.instruments.metrics.text().unwrap();
+    assert!(metrics.contains("plugin_restarts_total 1\n"), "{metrics}");
+    drop((stream, health));
+    server.stop();
+    server.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_fails_once_its_plugin_has_stopped_too_often() {
+    let secret = SharedSecret::generate();
+    let reports = tempfile::tempdir().unwrap();
+    let environment = [
+        ("GRPC_ADDRESS", "127.0.0.1:0"),
+        ("SHARED_SECRET", &secret.to_base64()),
+        ("LOG_FORMAT", "json"),
+        ("DATABROKER_PLUGIN_ANSWER_SIZE", "16MiB"),
+        ("DATABROKER_PLUGIN_RESTARTS", "1"),
+        ("DATABROKER_PLUGIN_REPORT_DIR", reports.path().to_str().unwrap()),
+    ];
+    let mut command = program(&["serve"], &environment);
+    let mut serving = Serving(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut log = BufReader::new(serving.0.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("\"listening\"") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "it does not listen");
+    }
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let log = std::thread::spawn(move || {
+        let mut rest = String::new();
+        log.read_to_string(&mut rest).unwrap();
+        rest
+    });
+    let channel = Endpoint::from_shared(format!("http://{}", line["address"].as_str().unwrap()))
+        .unwrap()
+        .connect_lazy();
+    let credentials = Credentials(Some(token(&secret).unwrap().try_into().unwrap()));
+    let mut client = DataBrokerServiceClient::new(Connection::new(channel, credentials));
+
+    let content = "x".repeat(3 << 20);
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = serving.0.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "the program does not end");
+        for id in 0..8 {
+            let records = vec![record(&id.to_string(), &content)];
+            // It may be on its way up again, or down.
+            let _ = client.put(proto::PutRequest { records }).await;
+        }
+        // All of them are read in one call, which is more than it may return.
+        let request = proto::PatchRequest {
+            records: (0..8).map(|id| record(&id.to_string(), "y")).collect(),
+            field_mask: Some(prost_types::FieldMask {
+                paths: vec!["value".to_owned()],
+            }),
+        };
+        let _ = client.patch(request).await;
+    };
+    let log = log.join().unwrap();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("stopped too often"), "{log}");
+    assert_eq!(std::fs::read_dir(reports.path()).unwrap().count(), 2, "{log}");
 }

@@ -21,6 +21,8 @@
 mod batch;
 mod budget;
 mod change_log;
+#[cfg(target_arch = "wasm32")]
+mod compare;
 mod entry;
 #[cfg(target_arch = "wasm32")]
 mod guest;

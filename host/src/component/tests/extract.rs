@@ -1,13 +1,11 @@
 //! What a plugin may ask of the host when it looks into records.
 
 use super::super::bindings::protobuf::{Error, Host as _};
-use super::super::log::PluginLog;
-use super::super::state::State;
 use super::*;
 
 #[test]
 fn a_question_without_a_bound_is_refused() {
-    let mut state = State::new(PluginLog::new("test"), descriptors(), 1 << 20);
+    let mut state = state();
     let names = |count: usize| -> Vec<String> { (0..count).map(|number| format!("f{number}")).collect() };
     let cases = [
         ("as much as is allowed", vec![vec![0; 1 << 20]; 16], names(200), true),
@@ -28,7 +26,7 @@ fn a_question_without_a_bound_is_refused() {
 
 #[test]
 fn values_are_bounded_whatever_the_records_hold() {
-    let mut state = State::new(PluginLog::new("test"), descriptors(), 1 << 20);
+    let mut state = state();
     // A few bytes each in the record, and a string of its own each in the answer.
     let many = vec!["x"; 1_000_000];
     let json = serde_json::json!({"@type": "type.googleapis.com/google.protobuf.Struct", "value": {"a": many}});

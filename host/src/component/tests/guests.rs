@@ -1,4 +1,4 @@
-//! Components without a toolchain: a world's WIT gives one that exports what it should and traps, or computes for ever,
+//! Components without a toolchain: a world's WIT gives one that exports what it should and traps, or never returns,
 //! whenever it is called.
 
 use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
@@ -11,6 +11,8 @@ pub(super) enum Behaviour {
     Trap,
     /// It computes for ever.
     Loop,
+    /// It lets go of its thread and asks to be called again, for ever.
+    Yield,
 }
 
 /// The WIT package of this version of the interface.
@@ -19,6 +21,7 @@ pub(super) fn storage_wit() -> String {
         include_str!("../../../../wit/storage-0.1.0/types.wit"),
         include_str!("../../../../wit/storage-0.1.0/host.wit"),
         include_str!("../../../../wit/storage-0.1.0/store.wit"),
+        include_str!("../../../../wit/storage-0.1.0/sql.wit"),
         include_str!("../../../../wit/storage-0.1.0/world.wit"),
     ]
     .concat()
@@ -36,15 +39,18 @@ pub(super) fn component(wit: &str, world: &str, behaviour: Behaviour) -> Vec<u8>
     let world = resolve.select_world(&[package], Some(world)).unwrap();
     let abi = ManglingAndAbi::Legacy(LiftLowerAbi::AsyncCallback);
     let mut module = dummy_module(&resolve, world, abi);
-    if behaviour == Behaviour::Loop {
-        module = looping(&module);
+    if behaviour != Behaviour::Trap {
+        module = replaced(&module, behaviour);
     }
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
     ComponentEncoder::default().module(&module).unwrap().encode().unwrap()
 }
 
-/// The same module with an endless loop as the body of each function that traps.
-fn looping(module: &[u8]) -> Vec<u8> {
+/// The same module with another body in each function that traps.
+fn replaced(module: &[u8], behaviour: Behaviour) -> Vec<u8> {
+    /// What an async function returns to be called again.
+    const YIELD: i32 = 1;
+
     let mut made = wasm_encoder::Module::new();
     let mut bodies = wasm_encoder::CodeSection::new();
     let mut remaining = 0;
@@ -56,9 +62,11 @@ fn looping(module: &[u8]) -> Vec<u8> {
                 remaining -= 1;
                 let traps = body.as_bytes() == [0x00, 0x00, 0x0b];
                 let mut function = wasm_encoder::Function::new([]);
-                if traps {
+                if traps && behaviour == Behaviour::Loop {
                     let mut code = function.instructions();
                     code.loop_(wasm_encoder::BlockType::Empty).br(0).end().unreachable();
+                } else if traps {
+                    function.instructions().i32_const(YIELD).return_();
                 }
                 function.instructions().end();
                 bodies.function(&function);

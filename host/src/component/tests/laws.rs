@@ -20,9 +20,17 @@ fn record(id: &str, version: u64) -> Record {
     Record {
         version,
         key: Key::new("t", id),
-        data: Some(Bytes::from_static(b"data")),
+        data: Some(Bytes::from_static(b"\x0a\x02ab")),
         modified_at: Timestamp(1),
         deleted_at: None,
+    }
+}
+
+/// A record whose data is a text that is longer than what is left.
+fn garbled(id: &str, version: u64) -> Record {
+    Record {
+        data: Some(Bytes::from_static(b"\x0a\x7fx")),
+        ..record(id, version)
     }
 }
 
@@ -68,6 +76,11 @@ fn answers_of_get() {
         ),
         ("dead", vec![Some(tombstone("a", 1)), None], Some("no `deleted-at`")),
         ("version 0", vec![Some(record("a", 0)), None], Some("never 0")),
+        (
+            "no protobuf",
+            vec![Some(garbled("a", 1)), None],
+            Some("google.protobuf.Any"),
+        ),
     ];
     for (name, answers, law) in cases {
         expect(name, laws::answers(&keys, &answers), law);
@@ -177,7 +190,7 @@ fn results_of_put() {
 fn pages_of_scan() {
     let after = Key::new("t", "a");
     let large = Record {
-        data: Some(Bytes::from_static(&[0; 100])),
+        data: Some(Bytes::from([&b"\x0a\x62"[..], &[b'a'; 98]].concat())),
         ..record("b", 1)
     };
     let of_other_type = Record {
@@ -209,6 +222,7 @@ fn pages_of_scan() {
         ("more of nothing", vec![], true, Some("one record at least")),
         ("another type", vec![of_other_type], false, Some("the type asked for")),
         ("dead", vec![tombstone("b", 1)], false, Some("no `deleted-at`")),
+        ("no protobuf", vec![garbled("b", 1)], false, Some("google.protobuf.Any")),
         (
             "too many",
             vec![record("b", 1), record("c", 1), record("d", 1)],
@@ -256,6 +270,7 @@ fn pages_of_changes() {
             5,
             Some("`through` is no lower"),
         ),
+        ("no protobuf", 4, vec![garbled("b", 5)], 5, Some("google.protobuf.Any")),
         ("through before the cursor", 4, vec![], 3, Some("`through` is no lower")),
         ("through the future", 4, vec![], 10, Some("`through` is no higher")),
         (

@@ -18,6 +18,11 @@ const BOUNDS: PageBounds = PageBounds {
     bytes: 1 << 20,
 };
 
+/// The least `Any` with this type.
+fn any(name: &str) -> Bytes {
+    Bytes::from([&[0x0a, u8::try_from(name.len()).unwrap()][..], name.as_bytes()].concat())
+}
+
 fn upsert(id: &str, data: &'static [u8]) -> Change {
     Change {
         key: Key::new("t", id),
@@ -65,7 +70,10 @@ async fn records_are_written_read_listed_and_removed() {
     assert_ne!(info.position.server_version, 0);
 
     let put = backend
-        .put(batch(vec![upsert("a", b"1"), upsert("b", b""), delete("none")]), NOW)
+        .put(
+            batch(vec![upsert("a", b"\x0a\x011"), upsert("b", b""), delete("none")]),
+            NOW,
+        )
         .await
         .unwrap();
     assert_eq!(put.server_version, info.position.server_version);
@@ -93,7 +101,7 @@ async fn records_are_written_read_listed_and_removed() {
     let [Outcome::Deleted(tombstone)] = &put.batches[0].as_ref().unwrap()[..] else {
         panic!("{put:?}");
     };
-    assert_eq!(tombstone.data, Some(Bytes::from_static(b"1")));
+    assert_eq!(tombstone.data, Some(Bytes::from_static(b"\x0a\x011")));
     let page = backend.changes(changes(0)).await.unwrap();
     assert_eq!(page.through, page.position.latest_version);
     assert!(page.records.contains(tombstone));
@@ -105,17 +113,55 @@ async fn records_are_written_read_listed_and_removed() {
     backend.close().await.unwrap();
 }
 
+/// The plugin compares words at a time: whatever the length of what ids have in common, bytes decide, as numbers from 0 to
+/// 255.
+#[tokio::test]
+async fn ids_ascend_bytewise() {
+    let (backend, _) = open_memory().await;
+    let mut ids = Vec::new();
+    for common in 0..20 {
+        let common = "x".repeat(common);
+        for ends in [
+            "",
+            "\0",
+            "\0a",
+            "a",
+            "ab",
+            "b",
+            "\u{7f}",
+            "\u{80}",
+            "\u{ffff}",
+            "\u{10000}",
+            "aaaaaaaaaaab",
+            "aaaaaaaaaaba",
+        ] {
+            ids.push(format!("{common}{ends}"));
+        }
+    }
+    let puts = ids.iter().rev().map(|id| upsert(id, b"")).collect();
+    backend.put(batch(puts), NOW).await.unwrap();
+    ids.sort_unstable();
+    ids.dedup();
+    let page = backend.scan(scan(None, 1000)).await.unwrap();
+    let scanned: Vec<_> = page.records.into_iter().map(|record| record.key.id).collect();
+    assert_eq!(scanned, ids);
+    for id in ids {
+        let got = backend.get(vec![Key::new("t", &id)]).await.unwrap();
+        assert_eq!(got[0].as_ref().map(|record| record.key.id.as_str()), Some(id.as_str()));
+    }
+}
+
 #[tokio::test]
 async fn a_refused_batch_changes_nothing_and_disturbs_no_other() {
     let (backend, _) = open_memory().await;
-    let mut unexpected = upsert("b", b"2");
+    let mut unexpected = upsert("b", b"\x0a\x012");
     unexpected.expected = Some(77);
     let batches = vec![
         Batch {
-            changes: vec![upsert("a", b"1"), unexpected],
+            changes: vec![upsert("a", b"\x0a\x011"), unexpected],
         },
         Batch {
-            changes: vec![upsert("c", b"3")],
+            changes: vec![upsert("c", b"\x0a\x013")],
         },
     ];
     let put = backend.put(batches, NOW).await.unwrap();
@@ -132,7 +178,7 @@ async fn a_refused_batch_changes_nothing_and_disturbs_no_other() {
 async fn records_are_evicted_changes_pruned_and_all_is_cleared() {
     let (backend, info) = open_memory().await;
     for id in ["a", "b", "c"] {
-        backend.put(batch(vec![upsert(id, b"x")]), NOW).await.unwrap();
+        backend.put(batch(vec![upsert(id, b"\x0a\x01x")]), NOW).await.unwrap();
     }
     let request = EvictRequest {
         record_type: "t".to_owned(),
@@ -209,7 +255,7 @@ async fn the_small_state_is_kept() {
 #[tokio::test]
 async fn a_write_whose_caller_has_gone_is_finished() {
     let (backend, _) = open_memory().await;
-    let mut put = backend.put(batch(vec![upsert("a", b"1")]), NOW);
+    let mut put = backend.put(batch(vec![upsert("a", b"\x0a\x011")]), NOW);
     assert!(futures::poll!(&mut put).is_pending());
     drop(put);
     let answers = backend.get(vec![Key::new("t", "a")]).await.unwrap();
@@ -224,7 +270,7 @@ async fn many_calls_at_once_each_get_their_own_answer() {
         Change {
             key: Key::new("t", id.clone()),
             operation: Operation::Upsert {
-                data: Some(Bytes::from(id)),
+                data: Some(any(&id)),
                 network: None,
             },
             expected: None,
@@ -236,7 +282,7 @@ async fn many_calls_at_once_each_get_their_own_answer() {
         tokio::spawn(async move {
             let id = format!("{:03}", number % 500);
             let answers = backend.get(vec![Key::new("t", id.clone())]).await.unwrap();
-            assert_eq!(answers[0].as_ref().unwrap().data, Some(Bytes::from(id)));
+            assert_eq!(answers[0].as_ref().unwrap().data, Some(any(&id)));
         })
     });
     for call in calls.collect::<Vec<_>>() {

@@ -9,18 +9,23 @@
 )]
 
 mod extract;
+mod grants;
 mod guests;
 mod laws;
 mod loading;
 mod memory;
 mod stopping;
+mod supervision;
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Config, Limits, Source, open};
+use super::grants::Granted;
+use super::log::PluginLog;
+use super::state::State;
+use super::{Config, Grants, Source, open};
 use crate::backend::{Backend, StoreInfo};
 use crate::data::Descriptors;
 
@@ -29,12 +34,13 @@ fn descriptors() -> Arc<Descriptors> {
 }
 
 fn config(plugin: Source) -> Config {
-    Config {
-        plugin,
-        connection_string: None,
-        cache_dir: None,
-        limits: Limits::default(),
-    }
+    Config::new(plugin)
+}
+
+/// The host's side of an instance that is granted nothing.
+fn state() -> State {
+    let granted = Granted::new("test", Grants::default());
+    State::new(PluginLog::new("test"), descriptors(), 1 << 20, &granted).unwrap()
 }
 
 async fn open_memory() -> (Arc<dyn Backend>, StoreInfo) {

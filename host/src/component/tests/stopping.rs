@@ -24,12 +24,16 @@ fn write(behaviour: Behaviour) -> (tempfile::TempDir, PathBuf) {
 async fn start(behaviour: Behaviour, limits: Limits) -> Arc<Instance> {
     let (folder, path) = write(behaviour);
     let plugin = Plugin::load(&Source::File(path), Some(&folder.path().join("cache"))).unwrap();
-    Arc::new(Instance::start(&plugin, descriptors(), limits).await.unwrap())
+    Arc::new(
+        Instance::start(&plugin, descriptors(), limits, Arc::default())
+            .await
+            .unwrap(),
+    )
 }
 
 /// Calls a function without arguments, and says what the caller is told.
 async fn close(instance: &Instance) -> String {
-    match instance.call(Guest::func_close, ()).await {
+    match instance.call("close", Guest::func_close, ()).await {
         Err(BackendError::Stopped(cause)) => cause,
         other => panic!("{other:?}"),
     }
@@ -92,6 +96,71 @@ async fn an_endless_loop_leaves_the_thread_to_others_and_is_stopped() {
     assert!(turns > 5, "others had {turns} turns only");
 }
 
+#[tokio::test]
+async fn a_plugin_that_gives_other_calls_no_turn_is_stopped_before_its_time_for_one_call_is_over() {
+    let limits = Limits {
+        turn: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let instance = start(Behaviour::Loop, limits).await;
+    let causes = futures::future::join_all((0..3).map(|_| close(&instance)));
+    let causes = tokio::time::timeout(Duration::from_secs(20), causes).await;
+    for cause in causes.expect("it is stopped") {
+        let expected = "computed for more than 200ms without giving other calls their turn";
+        assert!(cause.contains(expected), "{cause}");
+    }
+}
+
+// On one thread, as above.
+#[tokio::test]
+async fn a_call_that_never_returns_is_stopped_and_leaves_the_thread_to_others() {
+    let limits = Limits {
+        call: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let instance = start(Behaviour::Yield, limits).await;
+    let begun = Instant::now();
+    let causes = tokio::time::timeout(
+        Duration::from_secs(60),
+        futures::future::join_all((0..5).map(|_| close(&instance))),
+    );
+    for cause in causes.await.expect("it is stopped") {
+        assert!(cause.contains("a call of `close` took longer than 300ms"), "{cause}");
+    }
+    assert!(begun.elapsed() >= limits.call, "it was stopped too early");
+}
+
+#[tokio::test]
+async fn calls_beyond_those_under_way_wait_for_a_bounded_time_and_in_a_bounded_number() {
+    let limits = Limits {
+        calls: 2,
+        queue: 1,
+        queue_time: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let instance = start(Behaviour::Yield, limits).await;
+    let calls = futures::future::join_all((0..2).map(|_| close(&instance)));
+    let refused = async {
+        let call = || async {
+            match instance.call("close", Guest::func_close, ()).await {
+                Err(BackendError::Unavailable(why)) => why,
+                other => panic!("{other:?}"),
+            }
+        };
+        let (waited, turned_away) = tokio::join!(call(), call());
+        assert!(waited.contains("made room within 50ms"), "{waited}");
+        assert!(
+            turned_away.contains("2 calls are under way and 1 wait"),
+            "{turned_away}"
+        );
+    };
+    tokio::select! {
+        biased;
+        ended = calls => panic!("{ended:?}"),
+        () = refused => {}
+    }
+}
+
 async fn memory(limits: Limits) -> Arc<dyn Backend> {
     let mut config = config(Source::BuiltIn("memory".to_owned()));
     config.limits = limits;
@@ -137,7 +206,7 @@ async fn a_call_that_computes_too_long_is_stopped_though_others_are_finished_mea
     while !indexing.is_finished() {
         match backend.health().await {
             Ok(()) => finished += 1,
-            Err(BackendError::Stopped(_)) => break,
+            Err(BackendError::Unavailable(_)) => break,
             Err(error) => panic!("{error}"),
         }
     }

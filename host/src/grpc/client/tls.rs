@@ -1,8 +1,9 @@
 //! Whom a client trusts, and what it shows of itself.
 //!
-//! Certificate authorities come from a file, and from the shared secret where the databroker has `tls_derive`. A derived
-//! certificate is made out to `*`, which is no name that a certificate can have by the rules of the web: whoever holds the
-//! secret is trusted under any name. That holds for certificates of the derived authority alone.
+//! Certificate authorities come from a file, and from the shared secret where the databroker has `tls_derive`; without
+//! either they are the system's. A derived
+//! certificate is made out to `*`, which is no name that a certificate can have by the rules of the web: whoever holds
+//! the secret is trusted under any name. That holds for certificates of the derived authority alone.
 
 use std::fmt;
 use std::io;
@@ -41,10 +42,10 @@ pub struct Identity {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrustError {
-    /// There is nobody to trust.
+    /// There is nobody to trust, not even by the system.
     #[error(
-        "https needs to know whom to trust: name the certificate authority with --certificate-authority-file (the system's \
-         own are often in /etc/ssl/certs/ca-certificates.crt), or where the databroker has tls_derive, say --tls-derive"
+        "https needs to know whom to trust, and this system has no certificate authorities: name one with \
+         --certificate-authority-file, or where the databroker has tls_derive, say --tls-derive"
     )]
     Nobody,
     /// A file cannot be used.
@@ -66,8 +67,9 @@ pub enum TrustError {
 }
 
 impl Trust {
-    /// Trusts certificates by these authorities, and by the derived ones whatever their name, where they are made out to
-    /// `*`. The name is what certificates must be made out to, where that is not the address's host.
+    /// Trusts certificates by these authorities, or by the system's where there are none of either kind, and by the
+    /// derived ones whatever their name, where they are made out to `*`. The name is what certificates must be made out
+    /// to, where that is not the address's host.
     ///
     /// # Errors
     ///
@@ -82,9 +84,18 @@ impl Trust {
         if let Some(name) = &name {
             ServerName::try_from(name.clone()).map_err(|_| TrustError::Name(name.clone()))?;
         }
-        if authorities.is_empty() && derived.is_empty() {
-            return Err(TrustError::Nobody);
-        }
+        let authorities = if authorities.is_empty() && derived.is_empty() {
+            // One that cannot be read is no reason to trust none of the others.
+            let mut usable = RootCertStore::empty();
+            let mut systems = rustls_native_certs::load_native_certs().certs;
+            systems.retain(|certificate| usable.add(certificate.clone()).is_ok());
+            if systems.is_empty() {
+                return Err(TrustError::Nobody);
+            }
+            systems
+        } else {
+            authorities
+        };
         let provider = Arc::new(ring::default_provider());
         let verifier = Verifier::new(authorities, derived, &provider)?;
         let config = ClientConfig::builder_with_provider(provider)
@@ -383,10 +394,6 @@ mod tests {
             let error = certificates(path).unwrap_err().to_string();
             assert!(error.contains(part) && error.contains("name a PEM file"), "{error}");
         }
-        assert!(matches!(
-            Trust::new(vec![], vec![], None, None),
-            Err(TrustError::Nobody)
-        ));
         let (certificate, _) = authority();
         let name = Some("not a name".to_owned());
         assert!(matches!(

@@ -1,10 +1,14 @@
-//! The table of all settings: names, defaults and what they do. Flags, help, the configuration file and the reference in
-//! the documentation come from it.
+//! The table of all settings: names, defaults and what they do. Flags, help, the configuration file and the reference
+//! in the documentation come from it.
 
+mod grants;
+mod plugin;
 mod security;
 mod storage;
 mod telemetry;
 
+pub(super) use grants::*;
+pub(super) use plugin::*;
 pub(super) use security::*;
 pub(super) use storage::*;
 pub(super) use telemetry::*;
@@ -49,6 +53,8 @@ pub enum Group {
     Tls,
     /// The plugin and what is kept.
     Storage,
+    /// What the plugin is granted.
+    Grants,
     /// The log.
     Logs,
     /// Probes.
@@ -67,6 +73,7 @@ impl Group {
             Self::SharedSecret => "Shared secret",
             Self::Tls => "TLS",
             Self::Storage => "Storage",
+            Self::Grants => "Grants",
             Self::Logs => "Logs",
             Self::Health => "Health",
             Self::Metrics => "Metrics",
@@ -134,11 +141,13 @@ impl Key {
 }
 
 /// All settings, in the order of the help.
-pub const ALL: [&Key; 50] = [
+pub const ALL: [&Key; 68] = [
     &GRPC_ADDRESS,
     &GRPC_INSECURE,
     &SERVICES,
     &GRACE_PERIOD,
+    &MAX_CONNECTIONS,
+    &MAX_STREAMS,
     &SHARED_SECRET,
     &SHARED_SECRET_FILE,
     &SHARED_SECRET_PREVIOUS,
@@ -156,9 +165,25 @@ pub const ALL: [&Key; 50] = [
     &STORAGE_CONNECTION_STRING,
     &STORAGE_CONNECTION_STRING_FILE,
     &PLUGIN_CACHE_DIR,
+    &PLUGIN_MEMORY,
+    &PLUGIN_COMPUTE_TIME,
+    &PLUGIN_TURN_TIME,
+    &PLUGIN_CALL_TIME,
+    &PLUGIN_ANSWER_SIZE,
+    &PLUGIN_CALLS,
+    &PLUGIN_QUEUE,
+    &PLUGIN_QUEUE_TIME,
+    &PLUGIN_RESTARTS,
+    &PLUGIN_REPORT_DIR,
     &RECORD_DESCRIPTORS,
     &HISTORY,
     &CLEAN_INTERVAL,
+    &PLUGIN_SETTINGS,
+    &PLUGIN_SECRETS,
+    &PLUGIN_DIRECTORIES,
+    &PLUGIN_ADDRESSES,
+    &PLUGIN_HTTP_ORIGINS,
+    &PLUGIN_OPEN,
     &LOG_LEVEL,
     &LOG_FORMAT,
     &HEALTH_CHECK_ADDR,
@@ -231,5 +256,29 @@ pub(super) static GRACE_PERIOD: Key = Key {
     remedy: "write a duration such as 10s",
     origin: Origin::Ours,
     changeable: true,
+    ..Key::COMMON
+};
+
+pub(super) static MAX_CONNECTIONS: Key = Key {
+    variable: "GRPC_MAX_CONNECTIONS",
+    flag: Some("grpc-max-connections"),
+    value: "NUMBER",
+    default: "1024",
+    help: "Most connections of clients at a time; 1 to 100000. For one more, the oldest without a call with a token is closed",
+    reason: "A Pomerium process has a few; the limit of open files (LimitNOFILE, ulimit -n) must be larger by 256",
+    remedy: "write a number such as 1024",
+    origin: Origin::Ours,
+    ..Key::COMMON
+};
+
+pub(super) static MAX_STREAMS: Key = Key {
+    variable: "GRPC_MAX_STREAMS",
+    flag: Some("grpc-max-streams"),
+    value: "NUMBER",
+    default: "8192",
+    help: "Most streams at a time, of all connections together; 1 to 1000000",
+    reason: "A Pomerium process has a dozen; one whose client does not read holds up to 256 KiB",
+    remedy: "write a number such as 8192",
+    origin: Origin::Ours,
     ..Key::COMMON
 };

@@ -42,6 +42,8 @@ fn each_mistake_says_what_to_do() {
     let traces = ("OTEL_TRACES_EXPORTER", "otlp");
     let text = base64(std::fs::read(&certificate).unwrap());
     let text_key = base64(std::fs::read(&key).unwrap());
+    let cache = folder.0.path().join("cache/not/there").to_str().unwrap().to_owned();
+    let shared_secret = file("shared-secret", SECRET.as_bytes());
     let too_long = format!("{}.com", "a".repeat(300));
     // What is set besides, the setting, its value, and what the line holds.
     let cases: Vec<Case<'_>> = vec![
@@ -75,6 +77,13 @@ fn each_mistake_says_what_to_do() {
             "SHUTDOWN_GRACE_PERIOD",
             "soon".into(),
             "is not a duration: write a duration such as 10s",
+        ),
+        (vec![], "GRPC_MAX_CONNECTIONS", "0".into(), "out of bounds: 1 to 100000"),
+        (
+            vec![],
+            "GRPC_MAX_STREAMS",
+            "many".into(),
+            "\"many\" is not a number: write a number such as 8192",
         ),
         (vec![], "SHARED_SECRET", "".into(), "empty shared secret"),
         (
@@ -348,6 +357,61 @@ fn each_mistake_says_what_to_do() {
         ),
         (
             vec![],
+            "DATABROKER_PLUGIN_MEMORY",
+            "5GiB".into(),
+            "not a size from 1MiB to 4096MiB",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_MEMORY",
+            "a lot".into(),
+            "write a size such as 512MiB",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_COMPUTE_TIME",
+            "1ms".into(),
+            "out of bounds: 100ms to 1h",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_TURN_TIME",
+            "soon".into(),
+            "\"soon\" is not a duration",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_CALL_TIME",
+            "2h".into(),
+            "out of bounds: 100ms to 1h",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_ANSWER_SIZE",
+            "1MiB".into(),
+            "not a size from 16MiB to 1024MiB",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_CALLS",
+            "0".into(),
+            "0 is out of bounds: 1 to 65536",
+        ),
+        (vec![], "DATABROKER_PLUGIN_QUEUE", "-1".into(), "\"-1\" is not a number"),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_QUEUE_TIME",
+            "1ms".into(),
+            "out of bounds: 10ms to 1h",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_RESTARTS",
+            "often".into(),
+            "\"often\" is not a number",
+        ),
+        (
+            vec![],
             "LOG_LEVEL",
             "loud".into(),
             "\"loud\" is not a level: write trace, debug",
@@ -582,6 +646,96 @@ fn each_mistake_says_what_to_do() {
             "-2".into(),
             "is not a number",
         ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_SETTINGS",
+            "mode=fast,hunter2".into(),
+            "part 2 is not NAME=VALUE: write a list such as",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_SETTINGS",
+            "mode=fast,mode=slow".into(),
+            "\"mode\" is there twice: keep one",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_SECRETS",
+            "password=/does/not/exist".into(),
+            "cannot read it: No such file",
+        ),
+        (
+            vec![("SHARED_SECRET_FILE", &shared_secret)],
+            "DATABROKER_PLUGIN_SECRETS",
+            format!("stolen={shared_secret}"),
+            "which no plugin sees: grant the plugin a secret of its own",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            "/data=/does/not/exist:rw".into(),
+            "\"/does/not/exist\" cannot be read: No such file",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            format!("/data={key}"),
+            "cannot be read: Not a directory",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            "/a=/tmp,/a=/var".into(),
+            "\"/a\" is there twice",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            "data=/tmp".into(),
+            "\"data\" is no path for the plugin",
+        ),
+        (
+            vec![("SHARED_SECRET_FILE", &shared_secret)],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            format!("/data={}", folder.0.path().display()),
+            "which is this process's own (SHARED_SECRET_FILE): grant a directory that holds nothing but",
+        ),
+        (
+            vec![("DATABROKER_PLUGIN_CACHE_DIR", &cache)],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            format!("/data={}:rw", folder.0.path().display()),
+            "holds the compiled code of plugins, which runs without a sandbox",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            "/proc=/proc/self:rw".into(),
+            "holds this process and the system itself",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            "/root=/".into(),
+            "holds this process and the system itself",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_ADDRESSES",
+            "db.example.com".into(),
+            "\"db.example.com\" has no port: write a list such as",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_HTTP_ORIGINS",
+            "https://user:hunter2@kv.example.com".into(),
+            "no user and no password: write a list",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_OPEN",
+            "0".into(),
+            "0 is out of bounds: 1 to 65536",
+        ),
     ];
     for (besides, name, value, holds) in &cases {
         let mut environment = besides.clone();
@@ -591,6 +745,7 @@ fn each_mistake_says_what_to_do() {
     // What these say cannot be judged before they are used.
     let unchecked = [
         "DATABROKER_PLUGIN_CACHE_DIR",
+        "DATABROKER_PLUGIN_REPORT_DIR",
         "DATABROKER_RECORD_DESCRIPTORS",
         "DATABROKER_STORAGE_CONNECTION_STRING",
     ];
@@ -703,6 +858,59 @@ fn values_that_are_no_text_are_mistakes() {
                 "{mistakes:?}"
             );
         }
+    }
+}
+
+#[test]
+fn each_setting_wants_its_kind_of_yaml() {
+    let folder = Folder::new();
+    for key in ALL {
+        let name = key.yaml();
+        // What belongs to something that is off is not looked at.
+        let environment = [("OTEL_TRACES_EXPORTER", "otlp"), ("SHARED_SECRET", SECRET)];
+        let environment = environment
+            .into_iter()
+            .filter(|(variable, _)| *variable != key.variable);
+        let mistakes = folder.read(
+            &format!("{name}: {{of: another kind}}\n"),
+            &environment.collect::<Vec<_>>(),
+        );
+        let mistakes = mistakes.map(|_| ()).unwrap_err();
+        let begins = format!("config.yaml:1:1: {name}: it is");
+        assert!(
+            mistakes.iter().any(|line| line.starts_with(&begins)),
+            "{name}: {mistakes:?}"
+        );
+    }
+}
+
+#[test]
+fn addresses_that_overlap_are_a_mistake() {
+    for (grpc, metrics, overlap) in [
+        ("127.0.0.1:7000", ":7000", true),
+        (":7000", "127.0.0.1:7000", true),
+        ("0.0.0.0:7000", "127.0.0.1:7000", true),
+        ("[::]:7000", "127.0.0.1:7000", true),
+        ("LOCALHOST:7000", "127.0.0.1:7000", true),
+        ("[::ffff:127.0.0.1]:7000", "127.0.0.1:7000", true),
+        ("127.0.0.1:7000", "127.0.0.1:7001", false),
+        ("127.0.0.1:7000", "127.0.0.2:7000", false),
+        ("127.0.0.1:7000", "[::1]:7000", false),
+        ("0.0.0.0:7000", "[::1]:7000", false),
+        (":0", ":0", false),
+    ] {
+        let settings = [
+            ("GRPC_ADDRESS", grpc),
+            ("METRICS_ADDRESS", metrics),
+            ("GRPC_INSECURE", "true"),
+            ("SHARED_SECRET", SECRET),
+        ];
+        let mistakes = read(&settings).map_or_else(|mistakes| mistakes, |_| Vec::new());
+        assert_eq!(!mistakes.is_empty(), overlap, "{grpc} {metrics}: {mistakes:?}");
+        assert!(
+            mistakes.iter().all(|line| line.contains("GRPC_ADDRESS")),
+            "{mistakes:?}"
+        );
     }
 }
 

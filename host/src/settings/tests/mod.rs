@@ -121,6 +121,7 @@ fn nothing_set_serves_this_machine_with_a_secret_of_its_own() {
     assert_eq!(settings.history, Duration::from_secs(3600));
     assert_eq!(settings.clean_interval, Duration::from_secs(60));
     assert_eq!(settings.grace_period, Duration::from_secs(10));
+    assert_eq!((settings.max_connections, settings.max_streams), (1024, 8192));
     assert_eq!(settings.tls_reload_interval, Duration::from_secs(10));
     assert_eq!(settings.telemetry.logs.level, LevelFilter::INFO);
     assert_eq!(settings.telemetry.logs.format, LogFormat::Text);

@@ -17,8 +17,15 @@ fn pomeriums_environment_is_taken() {
         ("DATABROKER_HISTORY", "1h30m"),
         ("DATABROKER_CLEAN_INTERVAL", "90s"),
         ("DATABROKER_PLUGIN_CACHE_DIR", "/var/cache/x"),
+        ("DATABROKER_PLUGIN_MEMORY", "64MiB"),
+        ("DATABROKER_PLUGIN_TURN_TIME", "2s"),
+        ("DATABROKER_PLUGIN_CALLS", "7"),
+        ("DATABROKER_PLUGIN_RESTARTS", "0"),
+        ("DATABROKER_PLUGIN_REPORT_DIR", "/var/reports"),
         ("DATABROKER_RECORD_DESCRIPTORS", "/etc/x.binpb"),
         ("SHUTDOWN_GRACE_PERIOD", "0s"),
+        ("GRPC_MAX_CONNECTIONS", "7"),
+        ("GRPC_MAX_STREAMS", "70"),
         ("LOG_LEVEL", "warning"),
         ("LOG_FORMAT", "json"),
         ("HEALTH_CHECK_ADDR", ":28080"),
@@ -44,9 +51,15 @@ fn pomeriums_environment_is_taken() {
         Some("postgres://user:password@host/db")
     );
     assert_eq!(settings.storage.cache_dir, Some("/var/cache/x".into()));
+    let limits = settings.storage.limits;
+    assert_eq!((limits.memory_bytes, limits.calls), (64 << 20, 7));
+    assert_eq!(limits.turn, Duration::from_secs(2));
+    assert_eq!(settings.storage.restarts.most, 0);
+    assert_eq!(settings.storage.report_dir, Some("/var/reports".into()));
     assert_eq!(settings.history, Duration::from_secs(90 * 60));
     assert_eq!(settings.clean_interval, Duration::from_secs(90));
     assert_eq!(settings.grace_period, Duration::ZERO);
+    assert_eq!((settings.max_connections, settings.max_streams), (7, 70));
     assert_eq!(settings.record_descriptors, Some("/etc/x.binpb".into()));
     assert_eq!(settings.telemetry.logs.level, LevelFilter::WARN);
     assert_eq!(settings.telemetry.logs.format, LogFormat::Json);
@@ -464,4 +477,70 @@ fn the_example_is_taken() {
     assert_eq!(settings.tls.unwrap().certificates.len(), 1);
     assert_eq!(settings.secrets.current.to_base64(), SECRET);
     assert_eq!(settings.notices, []);
+}
+
+#[test]
+fn grants_are_taken_as_text_and_as_yaml() {
+    let folder = Folder::new();
+    let password = folder.file("password", "hunter2");
+    let texts = [
+        ("DATABROKER_PLUGIN_SETTINGS", "mode=fast, pool = 8,url=a=b".to_owned()),
+        ("DATABROKER_PLUGIN_SECRETS", format!("password={password}")),
+        (
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            "/data=/usr:ro,/other=/usr:rw".to_owned(),
+        ),
+        (
+            "DATABROKER_PLUGIN_ADDRESSES",
+            "Db.example.com:5432,[fd00::/8]:5432".to_owned(),
+        ),
+        ("DATABROKER_PLUGIN_HTTP_ORIGINS", "https://kv.example.com".to_owned()),
+        ("DATABROKER_PLUGIN_OPEN", "9".to_owned()),
+    ];
+    let environment: Vec<_> = texts.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let grants = good(&environment).storage.grants;
+    assert_eq!(grants.settings["mode"], "fast");
+    assert_eq!(grants.settings["pool"], "8");
+    assert_eq!(grants.settings["url"], "a=b");
+    assert_eq!(grants.secrets["password"], std::path::Path::new(&password));
+    let shown = |grants: &component::Grants| {
+        let directories = grants.directories.iter().map(ToString::to_string);
+        let addresses = grants.addresses.iter().map(ToString::to_string);
+        let origins = grants.http_origins.iter().map(ToString::to_string);
+        directories.chain(addresses).chain(origins).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shown(&grants),
+        [
+            "/data=/usr:ro",
+            "/other=/usr:rw",
+            "db.example.com:5432",
+            "[fd00::/8]:5432",
+            "https://kv.example.com",
+        ]
+    );
+    assert_eq!(grants.most_open, 9);
+    let debug = format!("{grants:?}");
+    assert!(!debug.contains("fast") && debug.contains("mode"), "{debug}");
+
+    let yaml = "databroker_plugin_settings: ['list=a,b']\ndatabroker_plugin_directories:\n- /data=/usr\n";
+    let grants = folder.good(yaml, &[]).storage.grants;
+    assert_eq!(grants.settings["list"], "a,b");
+    assert_eq!(shown(&grants), ["/data=/usr:ro"]);
+}
+
+#[test]
+fn a_plugins_secret_that_others_can_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = Folder::new();
+    let password = folder.file("password", "hunter2");
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let settings = good(&[("DATABROKER_PLUGIN_SECRETS", &format!("password={password}"))]);
+    let notices = folder.notices(&settings);
+    assert!(
+        notices
+            .iter()
+            .any(|notice| notice.contains("DATABROKER_PLUGIN_SECRETS") && notice.contains("chmod 600")),
+        "{notices:?}"
+    );
 }

@@ -244,8 +244,13 @@ impl CountedCall {
         }
     }
 
-    /// Whether the log should have a line for a failure with this code: how many were left out since the last one, or none
-    /// where this one is to be left out.
+    /// Whether it is answered with a stream.
+    pub fn is_stream(&self) -> bool {
+        self.method.as_ref().is_some_and(|method| method.streams)
+    }
+
+    /// Whether the log should have a line for a failure with this code: how many were left out since the last one, or
+    /// none where this one is to be left out.
     pub fn line(&self, code: Code) -> Option<u64> {
         let Some(outcome) = self.method.as_ref().and_then(|method| method.outcome(code)) else {
             return Some(0);

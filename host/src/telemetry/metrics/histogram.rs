@@ -1,7 +1,7 @@
 //! A histogram that costs two additions per observation.
 //!
-//! The library's own takes a lock for each, which all calls would share. This one may be read between the two additions, so
-//! that a sum can lack what the buckets have; the next scrape has both.
+//! The library's own takes a lock for each, which all calls would share. This one may be read between the two
+//! additions, so that a sum can lack what the buckets have; the next scrape has both.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! How far the slowest Sync stream is behind.
 //!
-//! A stream says which change it is about to send and when it has sent all there is. What counts is the oldest change that
-//! any stream has yet to send: the place of a stream alone says little, since one whose type seldom changes stands still
-//! without being behind.
+//! A stream says which change it is about to send and when it has sent all there is. What counts is the oldest change
+//! that any stream has yet to send: the place of a stream alone says little, since one whose type seldom changes stands
+//! still without being behind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};

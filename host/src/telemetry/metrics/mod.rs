@@ -1,10 +1,10 @@
 //! Metrics for Prometheus, at `/metrics`.
 //!
-//! Two kinds: what happens is counted where it happens, by atomic numbers that are there from the beginning; what is, such
-//! as the hub's size or the plugin's memory, is asked for when a scrape comes. Neither takes a lock or memory for an event.
-//! Names are Pomerium's where the meaning is the same, so that its dashboards work, and ours are `databroker_` and
-//! `plugin_`; `docs/metrics.md` has all of them, held against a scrape by a test. No label takes a value that a client
-//! can choose at will.
+//! Two kinds: what happens is counted where it happens, by atomic numbers that are there from the beginning; what is,
+//! such as the hub's size or the plugin's memory, is asked for when a scrape comes. Neither takes a lock or memory for
+//! an event. Names are Pomerium's where the meaning is the same, so that its dashboards work, and ours are
+//! `databroker_` and `plugin_`; `docs/metrics.md` has all of them, held against a scrape by a test. No label takes a
+//! value that a client can choose at will.
 
 mod calls;
 mod histogram;
@@ -17,7 +17,7 @@ mod storage;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::State;
@@ -26,19 +26,21 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, prometheus_text};
 use prometheus_client::registry::Registry;
-use tracing_appender::non_blocking::ErrorCounter;
 
 pub use calls::{Calls, CountedCall};
 pub use lag::{Lag, Owed};
-pub use refused::Refused;
+pub use refused::{Refusal, Refused};
 pub use storage::{Function, Functions, Storage};
 
 use super::config::BasicAuth;
+use super::logs::LostLines;
 use crate::backend::Backend;
 use crate::broker::Broker;
+use crate::tls::Certificates;
 use page::Page;
 
 /// The label `service` of the metrics that have Pomerium's names: what a Pomerium that is only a databroker says there.
@@ -62,13 +64,17 @@ pub struct Metrics {
     pub storage: Storage,
     /// Calls that were not let in.
     pub refused: Refused,
+    /// Calls that were let in with the shared secret from before.
+    pub previous_secret_uses: AtomicU64,
     /// Spans that a collector has taken, and that were lost.
     pub spans: Spans,
     start: Start,
     broker: OnceLock<Weak<Broker>>,
     backend: OnceLock<Weak<dyn Backend>>,
     connections: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
-    log_lines_dropped: OnceLock<ErrorCounter>,
+    /// By listener.
+    certificates: Mutex<Vec<(&'static str, Arc<Certificates>)>>,
+    log_lines_lost: OnceLock<LostLines>,
 }
 
 /// Spans on their way to a collector.
@@ -96,9 +102,14 @@ impl Metrics {
         let _ = self.connections.set(Box::new(open));
     }
 
+    /// Asks these certificates when they expire at each scrape. The listener is one of a few names.
+    pub fn observe_certificates(&self, listener: &'static str, certificates: &Arc<Certificates>) {
+        self.certificates.lock().push((listener, Arc::clone(certificates)));
+    }
+
     /// Shows this number as that of the lines that the log has lost. Only the first one counts.
-    pub fn observe_log(&self, dropped: ErrorCounter) {
-        let _ = self.log_lines_dropped.set(dropped);
+    pub fn observe_log(&self, lost: LostLines) {
+        let _ = self.log_lines_lost.set(lost);
     }
 
     /// Everything, in the text format of Prometheus.
@@ -122,6 +133,25 @@ impl Metrics {
         )?;
         self.calls.encode(page)?;
         self.refused.encode(page)?;
+        page.counter(
+            "databroker_previous_secret_uses",
+            "Calls that were let in with the previous shared secret.",
+            self.previous_secret_uses.load(Ordering::Relaxed),
+        )?;
+        let expiries: Vec<_> = self
+            .certificates
+            .lock()
+            .iter()
+            .filter_map(|(listener, certificates)| {
+                let expiry = certificates.expiry()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+                Some((vec![("listener", (*listener).into())], expiry.as_secs()))
+            })
+            .collect();
+        page.gauges(
+            "databroker_certificate_expiry_time_seconds",
+            "When the first certificate of a listener expires, in seconds since the Unix epoch.",
+            expiries,
+        )?;
         if let Some(connections) = self.connections.get() {
             page.gauge(
                 "databroker_connections",
@@ -155,11 +185,11 @@ impl Metrics {
         let runtime = self.backend.get().and_then(Weak::upgrade);
         let runtime = runtime.map(|backend| backend.runtime()).unwrap_or_default();
         self.storage.encode(page, &runtime)?;
-        if let Some(dropped) = self.log_lines_dropped.get() {
+        if let Some(lost) = self.log_lines_lost.get() {
             page.counter(
                 "databroker_log_lines_dropped",
-                "Lines of the log that were lost, since nobody read standard error fast enough.",
-                u64::try_from(dropped.dropped_lines()).unwrap_or(u64::MAX),
+                "Lines of the log that were lost: standard error was not read fast enough, or could not be written.",
+                lost.count(),
             )?;
         }
         page.counter(

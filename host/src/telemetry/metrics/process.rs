@@ -1,7 +1,7 @@
 //! What every process has, under the names that Prometheus' own libraries use: processor time, memory, open files.
 //!
-//! Read from `/proc/self` at each scrape, which a service that is hardened sees too; on a system without it all but the time
-//! of the start are left out.
+//! Read from `/proc/self` at each scrape, which a service that is hardened sees too; on a system without it all but the
+//! time of the start are left out.
 
 use std::fmt;
 use std::fs;

@@ -1,7 +1,8 @@
 //! What is asked of the storage plugin, how it answers, and what it holds.
 //!
 //! All of it is seen at the one border that every question crosses, `trait Backend`. Numbers of records and bytes are
-//! what the store last told: it is asked once per cleaning interval, not once per scrape, since counting may cost it much.
+//! what the store last told: it is asked once per cleaning interval, not once per scrape, since counting may cost it
+//! much.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -212,6 +213,14 @@ impl Storage {
             "plugin_restarts",
             "How often a new instance took the place of one that had stopped.",
             runtime.restarts,
+        )?;
+        page.counters(
+            "plugin_refusals",
+            "How often the storage plugin was refused what it is not granted, by kind.",
+            runtime
+                .refusals
+                .iter()
+                .map(|(kind, count)| (vec![("kind", Cow::from(*kind))], *count)),
         )?;
         page.counter(
             "plugin_log_lines_dropped",

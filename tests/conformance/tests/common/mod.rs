@@ -56,6 +56,10 @@ impl Server {
             guard: Guard::new(&shared_secret, Arc::clone(&instruments.metrics)),
             grace_period: watch::channel(Duration::from_secs(10)).1,
             tls: None,
+            limits: server::Limits {
+                connections: 1024,
+                streams: 4096,
+            },
             calls: Default::default(),
             instruments,
         };
@@ -84,13 +88,7 @@ pub fn assert_success(report: &Report) {
 /// The suite passes on a plugin.
 pub async fn plugin_passes(plugin: Source) {
     let (descriptors, _) = settings();
-    let config = component::Config {
-        plugin,
-        connection_string: None,
-        cache_dir: None,
-        limits: component::Limits::default(),
-    };
-    let (backend, info) = component::open(config, Arc::clone(&descriptors))
+    let (backend, info) = component::open(component::Config::new(plugin), Arc::clone(&descriptors))
         .await
         .expect("the plugin");
     passes(backend, info, descriptors, short()).await;

@@ -1,10 +1,10 @@
 //! Where to listen, as Pomerium writes it: `HOST:PORT`, or `:PORT` for all addresses of the machine.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A host and a port. Port 0 takes one that is free.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A host and a port. Port 0 takes one that is free. The default is all addresses of the machine and such a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
     /// A name or an IP address without brackets; empty for all addresses.
     host: String,
@@ -15,16 +15,6 @@ pub struct Address {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not an address")]
 pub struct AddressError(String);
-
-impl Default for Address {
-    /// This machine only, on the port that Pomerium's services expect where they are told nothing else.
-    fn default() -> Self {
-        Self {
-            host: "127.0.0.1".to_owned(),
-            port: 5443,
-        }
-    }
-}
 
 impl Address {
     /// Reads `HOST:PORT`, `[IPV6]:PORT` or `:PORT`.
@@ -65,6 +55,31 @@ impl Address {
     /// The port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// True where two listeners could not have both addresses. Names other than `localhost` are not looked up.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        if self.port != other.port || self.port == 0 {
+            return false;
+        }
+        match (self.ip(), other.ip()) {
+            (Some(one), Some(other)) if one.is_ipv4() == other.is_ipv4() => {
+                one == other || one.is_unspecified() || other.is_unspecified()
+            }
+            // All addresses of IPv6 are all of IPv4 too.
+            (Some(IpAddr::V6(six)), Some(_)) | (Some(_), Some(IpAddr::V6(six))) => six.is_unspecified(),
+            (Some(ip), None) | (None, Some(ip)) => ip.is_unspecified(),
+            _ => self.host.eq_ignore_ascii_case(&other.host),
+        }
+    }
+
+    /// The IP address; none where the host is a name.
+    fn ip(&self) -> Option<IpAddr> {
+        match self.host.as_str() {
+            "" => Some(Ipv6Addr::UNSPECIFIED.into()),
+            host if host.eq_ignore_ascii_case("localhost") => Some(Ipv4Addr::LOCALHOST.into()),
+            host => host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()),
+        }
     }
 
     /// True where only this machine can reach it.

@@ -1,0 +1,171 @@
+//! Reports of instances that have ended: a line of the log, and a file where a folder is set.
+//!
+//! What a plugin's author needs is there only at that moment: the cause, where it was in the guest's code, which calls were
+//! under way, and what it said last. The folder holds a bounded number of files, since a plugin may trap for as long as
+//! anybody calls it.
+
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// How many files are kept; the oldest go.
+const KEPT: usize = 20;
+
+/// How their names begin and end. What is called otherwise is not touched.
+const BEGINNING: &str = "plugin-stopped-";
+const ENDING: &str = ".txt";
+
+/// Why an instance has ended.
+pub(super) struct Report<'a> {
+    /// The plugin's name.
+    pub(super) plugin: &'a str,
+    /// In a line.
+    pub(super) cause: &'a str,
+    /// The functions that were under way, the one that ended it among them; empty while it started.
+    pub(super) calls: String,
+    /// The error with all that led to it, and the guest's stack.
+    pub(super) backtrace: String,
+    /// The end of what it wrote to standard error.
+    pub(super) standard_error: String,
+    /// Its last lines in the log.
+    pub(super) last_lines: Vec<String>,
+}
+
+/// Where reports go.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    directory: Option<PathBuf>,
+}
+
+impl Reports {
+    /// To the log, and to files in this folder if there is one.
+    pub(super) fn new(directory: Option<PathBuf>) -> Self {
+        Self { directory }
+    }
+
+    /// Logs a report and keeps it. A folder that cannot be written to is logged, too, and nothing else.
+    pub(super) fn tell(&self, report: &Report<'_>) {
+        tracing::error!(
+            plugin = report.plugin,
+            cause = report.cause,
+            calls = report.calls,
+            backtrace = report.backtrace,
+            standard_error = report.standard_error,
+            "the plugin's instance has stopped"
+        );
+        let Some(directory) = &self.directory else { return };
+        match keep(directory, &text(report)) {
+            Ok(path) => tracing::info!(path = %path.display(), "wrote a report of the plugin's end"),
+            Err(error) => {
+                tracing::warn!(%error, directory = %directory.display(), "cannot keep a report of the plugin's end");
+            }
+        }
+    }
+}
+
+fn text(report: &Report<'_>) -> String {
+    let time = humantime::format_rfc3339_millis(SystemTime::now());
+    let mut text = String::new();
+    let sections = [
+        ("calls under way", report.calls.as_str()),
+        ("stack", &report.backtrace),
+        ("standard error", &report.standard_error),
+        ("last lines", &report.last_lines.join("\n")),
+    ];
+    // Writing to a text does not fail.
+    let _ = writeln!(
+        text,
+        "plugin: {}\ntime: {time}\nhost: {}\ncause: {}",
+        report.plugin,
+        env!("CARGO_PKG_VERSION"),
+        report.cause
+    );
+    for (name, content) in sections {
+        let _ = writeln!(text, "\n{name}:\n{}", content.trim_end());
+    }
+    text
+}
+
+/// Writes a file, and removes the oldest ones beyond those that are kept.
+fn keep(directory: &Path, text: &str) -> io::Result<PathBuf> {
+    fs::create_dir_all(directory)?;
+    let time = humantime::format_rfc3339_nanos(SystemTime::now());
+    let path = directory.join(format!("{BEGINNING}{time}{ENDING}"));
+    // What a plugin says may be about records.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
+    file.write_all(text.as_bytes())?;
+    let mut names: Vec<String> = fs::read_dir(directory)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with(BEGINNING) && name.ends_with(ENDING))
+        .collect();
+    // Their names are times of one length, so that they are in order.
+    names.sort();
+    for name in names.iter().take(names.len().saturating_sub(KEPT)) {
+        fs::remove_file(directory.join(name))?;
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use super::*;
+
+    fn report(cause: &str) -> Report<'_> {
+        Report {
+            plugin: "test",
+            cause,
+            calls: "put".to_owned(),
+            backtrace: "at one\nat two".to_owned(),
+            standard_error: "panicked".to_owned(),
+            last_lines: vec!["first".to_owned(), "second".to_owned()],
+        }
+    }
+
+    #[test]
+    fn the_newest_reports_are_kept_and_other_files_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("notes.txt");
+        fs::write(&own, "mine").unwrap();
+        let reports = Reports::new(Some(folder.path().to_owned()));
+        for number in 0..KEPT + 5 {
+            reports.tell(&report(&format!("cause {number}.")));
+        }
+        assert!(own.exists());
+        fs::remove_file(own).unwrap();
+        let mut files: Vec<PathBuf> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        files.sort();
+        assert_eq!(files.len(), KEPT);
+        let oldest = fs::read_to_string(&files[0]).unwrap();
+        assert!(oldest.contains("cause: cause 5.\n"), "{oldest}");
+        for part in [
+            "plugin: test\n",
+            "calls under way:\nput\n",
+            "at two",
+            "panicked",
+            "first\nsecond",
+        ] {
+            assert!(oldest.contains(part), "{part}: {oldest}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_to_is_told_and_no_more() {
+        let log = crate::component::tests::Log::default();
+        let _guard = log.record();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        Reports::new(Some(file.path().join("below"))).tell(&report("why"));
+        assert!(log.text().contains("cannot keep a report"), "{}", log.text());
+    }
+}

@@ -1,0 +1,205 @@
+//! What the storage plugin is granted.
+//!
+//! Files and directories are looked at here, so that `config check` and the start find what is missing, and not the plugin in
+//! the middle of a call. What belongs to this process alone must not be in a granted directory: a secret would be given away, and
+//! compiled code that a plugin can write is run without a sandbox.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::bounded;
+use super::document::Value;
+use super::keys::{self, Key};
+use super::reader::Reader;
+use crate::component::{Destination, Directory, GrantError, Grants, Origin, cache_directory};
+
+/// The most that a secret of a plugin may hold, in bytes.
+const SECRET_BYTES: u64 = 64 << 10;
+
+/// The files of this process that no plugin may see, by the settings that name them.
+fn own_files() -> [&'static Key; 10] {
+    [
+        &keys::SHARED_SECRET_FILE,
+        &keys::SHARED_SECRET_PREVIOUS_FILE,
+        &keys::CERTIFICATE_KEY_FILE,
+        &keys::METRICS_CERTIFICATE_KEY_FILE,
+        &keys::METRICS_BASIC_AUTH_FILE,
+        &keys::STORAGE_CONNECTION_STRING_FILE,
+        &keys::GRPC_CLIENT_CA_FILE,
+        &keys::METRICS_CLIENT_CA_FILE,
+        &keys::RECORD_DESCRIPTORS,
+        &keys::PLUGIN_REPORT_DIR,
+    ]
+}
+
+/// Reads them all.
+pub(super) fn read(reader: &mut Reader<'_>) -> Grants {
+    let grants = Grants {
+        settings: named(reader, &keys::PLUGIN_SETTINGS),
+        secrets: secrets(reader),
+        directories: list(reader, &keys::PLUGIN_DIRECTORIES, Directory::parse),
+        addresses: list(reader, &keys::PLUGIN_ADDRESSES, Destination::parse),
+        http_origins: list(reader, &keys::PLUGIN_HTTP_ORIGINS, Origin::parse),
+        most_open: reader.or_default(&keys::PLUGIN_OPEN, |text| bounded(text, 1, 65_536)),
+    };
+    check_directories(reader, &grants.directories);
+    check_own_files(reader, &grants);
+    check_own_directories(reader, &grants.directories);
+    grants
+}
+
+fn list<T>(reader: &mut Reader<'_>, key: &'static Key, parse: fn(&str) -> Result<T, GrantError>) -> Vec<T> {
+    let mut read = Vec::new();
+    for part in reader.list(key) {
+        match parse(&part) {
+            Ok(grant) => read.push(grant),
+            Err(error) => reader.mistake(key, error.to_string(), key.remedy),
+        }
+    }
+    read
+}
+
+/// Names and values with = between them. A value may be anything, and is not shown.
+fn named(reader: &mut Reader<'_>, key: &'static Key) -> BTreeMap<String, String> {
+    let mut read = BTreeMap::new();
+    for (index, part) in reader.list(key).into_iter().enumerate() {
+        let number = index.saturating_add(1);
+        let pair = part.split_once('=').map(|(name, value)| (name.trim(), value.trim()));
+        match pair {
+            Some((name, value)) if !name.is_empty() => {
+                if read.insert(name.to_owned(), value.to_owned()).is_some() {
+                    reader.mistake(key, format!("{name:?} is there twice"), "keep one of them");
+                }
+            }
+            _ => reader.mistake(key, format!("part {number} is not NAME=VALUE"), key.remedy),
+        }
+    }
+    read
+}
+
+fn secrets(reader: &mut Reader<'_>) -> BTreeMap<String, PathBuf> {
+    let key = &keys::PLUGIN_SECRETS;
+    let named = named(reader, key);
+    let mut secrets = BTreeMap::new();
+    for (name, path) in named {
+        let path = PathBuf::from(path);
+        match crate::file::read(&path, SECRET_BYTES) {
+            Ok(contents) if contents.others_can_read => {
+                let place = reader.place(key);
+                reader.warn(format!(
+                    "{place}: users other than its owner can read {path:?}: chmod 600"
+                ));
+            }
+            Ok(_) => {}
+            Err(error) => reader.mistake(key, format!("{path:?}: {error}"), key.remedy),
+        }
+        secrets.insert(name, path);
+    }
+    secrets
+}
+
+fn check_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
+    let key = &keys::PLUGIN_DIRECTORIES;
+    for (index, directory) in directories.iter().enumerate() {
+        let earlier = directories.iter().take(index);
+        if earlier.clone().any(|earlier| earlier.inside == directory.inside) {
+            reader.mistake(
+                key,
+                format!("{:?} is there twice", directory.inside),
+                "keep one of them",
+            );
+        }
+        if let Err(error) = fs::read_dir(&directory.outside) {
+            let wrong = format!("{:?} cannot be read: {error}", directory.outside);
+            reader.mistake(key, wrong, key.remedy);
+        }
+    }
+}
+
+/// What is this process's own would be the plugin's too in a directory of its.
+fn check_own_files(reader: &mut Reader<'_>, grants: &Grants) {
+    let key = &keys::PLUGIN_DIRECTORIES;
+    let mut own: Vec<(String, PathBuf)> = own_files()
+        .into_iter()
+        .filter_map(|key| named_file(reader, key))
+        .collect();
+    if let Some(file) = reader.source().file.clone() {
+        own.push(("the configuration file".to_owned(), file));
+    }
+    let canonical = |path: &Path| fs::canonicalize(path).ok();
+    for directory in &grants.directories {
+        let Some(outside) = canonical(&directory.outside) else {
+            continue;
+        };
+        for (place, path) in &own {
+            if canonical(path).is_some_and(|path| path.starts_with(&outside)) {
+                let wrong = format!(
+                    "{:?} would give the plugin {path:?}, which is this process's own ({place})",
+                    directory.outside
+                );
+                reader.mistake(key, wrong, "grant a directory that holds nothing but the plugin's data");
+            }
+        }
+    }
+    let shared = [&keys::SHARED_SECRET_FILE, &keys::SHARED_SECRET_PREVIOUS_FILE];
+    for shared in shared {
+        let Some((_, path)) = named_file(reader, shared) else {
+            continue;
+        };
+        let shared = canonical(&path);
+        if shared.is_some() && grants.secrets.values().any(|secret| canonical(secret) == shared) {
+            let key = &keys::PLUGIN_SECRETS;
+            let wrong = format!("{path:?} is the secret that Pomerium's services share, which no plugin sees");
+            reader.mistake(key, wrong, "grant the plugin a secret of its own");
+        }
+    }
+}
+
+/// Where this process, or its compiled code, could be changed.
+fn check_own_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
+    /// What these hold is the system and this process, and no files.
+    const SYSTEM: [&str; 3] = ["/proc", "/sys", "/dev"];
+    let key = &keys::PLUGIN_DIRECTORIES;
+    let configured = named_file(reader, &keys::PLUGIN_CACHE_DIR).map(|(_, path)| path);
+    let cache = cache_directory(configured.as_deref()).map(|path| resolved(&path));
+    for directory in directories {
+        let Ok(outside) = fs::canonicalize(&directory.outside) else {
+            continue;
+        };
+        let holds = if SYSTEM.iter().any(|system| outside.starts_with(system)) || outside.parent().is_none() {
+            "this process and the system itself"
+        } else if cache
+            .as_ref()
+            .is_some_and(|cache| cache.starts_with(&outside) || outside.starts_with(cache))
+        {
+            "the compiled code of plugins, which runs without a sandbox"
+        } else {
+            continue;
+        };
+        let wrong = format!("{:?} holds {holds}", directory.outside);
+        reader.mistake(key, wrong, "grant a directory that holds nothing but the plugin's data");
+    }
+}
+
+/// A path without links, as far as there is anything at it.
+fn resolved(path: &Path) -> PathBuf {
+    let mut rest = Vec::new();
+    for above in path.ancestors() {
+        if let Ok(mut found) = fs::canonicalize(above) {
+            found.extend(rest.iter().rev());
+            return found;
+        }
+        rest.extend(above.file_name());
+    }
+    path.to_owned()
+}
+
+/// The file that a setting names, and where it does. Whoever reads the setting itself tells its mistakes.
+fn named_file(reader: &Reader<'_>, key: &Key) -> Option<(String, PathBuf)> {
+    let found = reader.find(key)?;
+    match found.value {
+        Value::Text(path) if !path.trim().is_empty() => Some((found.place, PathBuf::from(path))),
+        _ => None,
+    }
+}

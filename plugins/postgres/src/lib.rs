@@ -1,0 +1,47 @@
+//! The Postgres plugin: Pomerium's own schema, so that its own databrokers can work on the same database at the same time.
+//!
+//! It is two halves. [`Store`] is plain Rust over two traits, one for a database and one for a look into data, so that it is
+//! tested against real servers without a component in between. `guest` puts the WIT world around it and exists only where
+//! the target is WebAssembly.
+//!
+//! Three things make a store of it that keeps the laws which Pomerium's own does not:
+//!
+//! - **One writer at a time.** Every write takes an advisory lock before it takes versions and holds it until it has
+//!   committed. So among hosts versions become visible in order. A write carries the batches of all callers that wait, so
+//!   throughput does not follow the time that a commit takes.
+//! - **A horizon.** Pomerium's own processes do not take that lock. So a reader looks for gaps below what it sees, and for
+//!   transactions that may yet fill them, before it goes past: see `horizon`.
+//! - **Exact bytes beside JSON.** Pomerium keeps data as JSON, which loses what it does not know. What was put is kept in a
+//!   table of our own under the version that it was given; a row without such an entry is one that Pomerium wrote.
+//!
+//! # Layout
+//!
+//! - `database`: the two traits, values, failures
+//! - `schema`: the tables, made or checked
+//! - `record`: rows to records; `json`: data to JSON and back
+//! - `horizon`: how far reading is safe; `read`: get, scan, changes
+//! - `write`: put, evict, clear; `retention`: prune
+//! - `small`: options, leases, checkpoint, services
+//! - `text`: text with the character NUL
+
+mod database;
+#[cfg(target_arch = "wasm32")]
+mod guest;
+mod horizon;
+mod json;
+mod read;
+mod record;
+mod retention;
+mod schema;
+mod small;
+mod store;
+mod text;
+mod write;
+
+pub use database::{Data, Database, Failure, FailureKind, JsonError, Query, Row, Session, Value};
+pub use read::{ChangesPage, ChangesRequest, Hint, ScanPage, ScanRequest};
+pub use record::{Key, Position, Record};
+pub use retention::{Pruned, Statistics, TypeStatistics};
+pub use small::{LeaseAction, Observed, Options, Service};
+pub use store::{Error, Store};
+pub use write::{Change, EvictRequest, Evicted, Operation, Outcome, PutResult, Refusal};

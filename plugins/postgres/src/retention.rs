@@ -1,0 +1,104 @@
+//! What goes: old changes. And what there is, for the operator.
+
+use crate::database::{Data, Database, Query, Session, Value};
+use crate::record::Position;
+use crate::store::{Error, Store, first};
+use crate::text;
+
+/// What `prune` did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pruned {
+    /// How many changes were removed.
+    pub removed: u32,
+    /// True if there is more.
+    pub more: bool,
+    /// Where the store stands.
+    pub position: Position,
+}
+
+/// What a type holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypeStatistics {
+    /// The type.
+    pub record_type: String,
+    /// Live records.
+    pub records: u64,
+    /// Their bytes in the database.
+    pub bytes: u64,
+}
+
+/// What the store holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statistics {
+    /// By type.
+    pub types: Vec<TypeStatistics>,
+    /// Changes in the log, as the database estimates it.
+    pub changes: u64,
+    /// Bytes of all tables.
+    pub used_bytes: u64,
+}
+
+impl<D: Database, J: Data> Store<D, J> {
+    /// Removes changes from before a time, oldest first and no further than the first that is young; the newest stays.
+    ///
+    /// Hosts do it one at a time, under the writers' lock; rows that Pomerium is removing at the same moment are left to it, so
+    /// that nobody waits for anybody in a circle.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn prune(&self, before: i64, max_changes: u32) -> Result<Pruned, Error> {
+        // Exact bytes go with their change, unless they are those of a live record.
+        let prune = "WITH bound AS ( \
+              SELECT least((SELECT max(version) FROM pomerium.record_changes), \
+                (SELECT version FROM pomerium.record_changes WHERE modified_at >= $1 ORDER BY version LIMIT 1)) AS version), \
+            old AS MATERIALIZED ( \
+              SELECT c.version, c.type FROM pomerium.record_changes c, bound b WHERE c.version < b.version \
+              ORDER BY c.version LIMIT $2 FOR UPDATE OF c SKIP LOCKED), \
+            gone AS (DELETE FROM pomerium.record_changes c USING old o WHERE c.version = o.version), \
+            stale AS (DELETE FROM pomerium.host_exact d USING old o WHERE d.version = o.version \
+              AND NOT EXISTS (SELECT 1 FROM pomerium.records r WHERE r.type = o.type AND r.version = o.version)) \
+            SELECT count(*), EXISTS (SELECT 1 FROM pomerium.record_changes c, bound b \
+              WHERE c.version < b.version AND c.version > (SELECT max(version) FROM old)) FROM old";
+        let transaction = self.begin_writing().await?;
+        let parameters = vec![
+            Value::Timestamp(before.div_euclid(1000)),
+            Value::Integer(max_changes.into()),
+        ];
+        let mut row = first(transaction.run(Query::new(prune, parameters)).await?)?;
+        let (removed, more) = (row.count()?, row.boolean()?);
+        self.database.commit(transaction).await?;
+        Ok(Pruned {
+            removed: u32::try_from(removed).unwrap_or(u32::MAX),
+            more: more && removed > 0,
+            position: self.position().await?,
+        })
+    }
+
+    /// What the store holds.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn measure(&self) -> Result<Statistics, Error> {
+        let by_type = "SELECT r.type COLLATE \"C\", count(*), coalesce(sum(pg_column_size(r.data)), 0)::bigint \
+            FROM pomerium.records r GROUP BY 1 ORDER BY 1";
+        let mut types = Vec::new();
+        for mut row in self.run(by_type, Vec::new()).await? {
+            types.push(TypeStatistics {
+                record_type: text::load(row.text()?.unwrap_or_default()),
+                records: row.count()?,
+                bytes: row.count()?,
+            });
+        }
+        let sizes = "SELECT greatest(reltuples, 0)::bigint, pg_total_relation_size('pomerium.records') \
+            + pg_total_relation_size('pomerium.record_changes') + pg_total_relation_size('pomerium.host_exact') \
+            FROM pg_catalog.pg_class WHERE oid = 'pomerium.record_changes'::regclass";
+        let mut row = self.one(sizes, Vec::new()).await?;
+        Ok(Statistics {
+            types,
+            changes: row.count()?,
+            used_bytes: row.count()?,
+        })
+    }
+}

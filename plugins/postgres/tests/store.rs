@@ -1,0 +1,796 @@
+//! The store over real servers: the laws of one host and of several, beside a writer that behaves as Pomerium's own does.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+use std::time::Duration;
+
+use databroker_sql::{
+    ConnectionString, Environment, ErrorKind, Pool, Statement, Transaction, TransactionOptions, Wake,
+};
+use postgres::{
+    Change, ChangesRequest, Data, Database, Error, EvictRequest, Failure, FailureKind, Hint, JsonError, Key,
+    LeaseAction, Operation, Options, Outcome, Query, Record, Refusal, Row, ScanRequest, Service, Session, Store, Value,
+};
+use postgres_server::PostgresServer;
+use tokio::sync::Mutex;
+
+/// The host's library as the store's database.
+struct Direct {
+    pool: Pool,
+    listener: Mutex<databroker_sql::Listener>,
+}
+
+const WAIT: Duration = Duration::from_secs(10);
+
+fn to_value(value: Value) -> databroker_sql::Value {
+    use databroker_sql::Value as Theirs;
+    match value {
+        Value::Null => Theirs::Null,
+        Value::Boolean(value) => Theirs::Boolean(value),
+        Value::Integer(value) => Theirs::Integer(value),
+        Value::Text(value) => Theirs::Text(value),
+        Value::Bytes(value) => Theirs::Bytes(value),
+        Value::Timestamp(value) => Theirs::Timestamp(value),
+        Value::Booleans(items) => Theirs::Booleans(items),
+        Value::Integers(items) => Theirs::Integers(items),
+        Value::Texts(items) => Theirs::Texts(items),
+        Value::ByteStrings(items) => Theirs::ByteStrings(items),
+    }
+}
+
+fn from_value(value: databroker_sql::Value) -> Value {
+    use databroker_sql::Value as Theirs;
+    match value {
+        Theirs::Boolean(value) => Value::Boolean(value),
+        Theirs::Integer(value) => Value::Integer(value),
+        Theirs::Text(value) => Value::Text(value),
+        Theirs::Bytes(value) => Value::Bytes(value),
+        Theirs::Timestamp(value) => Value::Timestamp(value),
+        Theirs::Integers(items) => Value::Integers(items),
+        Theirs::Texts(items) => Value::Texts(items),
+        Theirs::Null => Value::Null,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn failure(error: databroker_sql::Error) -> Failure {
+    Failure {
+        kind: match error.kind() {
+            ErrorKind::Settings => FailureKind::Settings,
+            ErrorKind::ReadOnly => FailureKind::ReadOnly,
+            ErrorKind::Conflict => FailureKind::Conflict,
+            ErrorKind::Full => FailureKind::Full,
+            ErrorKind::TooLarge => FailureKind::TooLarge,
+            ErrorKind::Statement => FailureKind::Other,
+            _ => FailureKind::Unavailable,
+        },
+        message: error.to_string(),
+    }
+}
+
+fn statement<'s>(text: &'s str, parameters: &'s [databroker_sql::Value]) -> Statement<'s> {
+    Statement {
+        sql: text,
+        parameters,
+        max_rows: 1_000_000,
+        max_bytes: 64 << 20,
+        timeout: Duration::from_secs(30),
+    }
+}
+
+fn rows(rows: databroker_sql::Rows) -> Vec<Row> {
+    let row = |row: Vec<databroker_sql::Value>| Row::new(row.into_iter().map(from_value).collect());
+    rows.rows.into_iter().map(row).collect()
+}
+
+impl Session for Direct {
+    async fn run(&self, query: Query) -> Result<Vec<Row>, Failure> {
+        let parameters: Vec<_> = query.parameters.into_iter().map(to_value).collect();
+        self.pool
+            .run(&statement(&query.text, &parameters), WAIT)
+            .await
+            .map(rows)
+            .map_err(failure)
+    }
+}
+
+struct DirectTransaction(Mutex<Transaction>);
+
+impl Session for DirectTransaction {
+    async fn run(&self, query: Query) -> Result<Vec<Row>, Failure> {
+        let parameters: Vec<_> = query.parameters.into_iter().map(to_value).collect();
+        let result = self.0.lock().await.run(&statement(&query.text, &parameters)).await;
+        result.map(rows).map_err(failure)
+    }
+}
+
+impl Database for Direct {
+    type Transaction = DirectTransaction;
+
+    async fn begin(&self) -> Result<DirectTransaction, Failure> {
+        let transaction = self
+            .pool
+            .begin(&TransactionOptions::default(), WAIT)
+            .await
+            .map_err(failure)?;
+        Ok(DirectTransaction(Mutex::new(transaction)))
+    }
+
+    async fn commit(&self, transaction: DirectTransaction) -> Result<(), Failure> {
+        transaction.0.into_inner().commit().await.map_err(failure)
+    }
+
+    async fn notified(&self, longest: Duration) {
+        let _: Wake = self.listener.lock().await.wait(longest).await;
+    }
+
+    async fn sleep(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    fn warn(&self, message: &str) {
+        eprintln!("{message}");
+    }
+}
+
+/// Data whose JSON is its bytes in hexadecimal; what begins with 255 is of an unknown type.
+struct Hexadecimal;
+
+impl Data for Hexadecimal {
+    fn to_json(&self, data: Vec<Vec<u8>>) -> Vec<Result<String, JsonError>> {
+        let one = |bytes: Vec<u8>| {
+            if bytes.first() == Some(&255) {
+                return Err(JsonError::UnknownType("un\"known".to_owned()));
+            }
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            Ok(format!("{{\"@type\": \"hex\", \"value\": \"{digits}\"}}"))
+        };
+        data.into_iter().map(one).collect()
+    }
+
+    fn read_json(&self, json: Vec<String>) -> Vec<Result<Vec<u8>, JsonError>> {
+        let one = |json: String| {
+            if json.contains("google.protobuf.Value") {
+                return Ok(b"placeholder".to_vec());
+            }
+            let digits = json
+                .split("\"value\": \"")
+                .nth(1)
+                .and_then(|rest| rest.split('"').next())
+                .filter(|_| json.contains("\"hex\""))
+                .ok_or(JsonError::Malformed)?;
+            let byte = |place| u8::from_str_radix(&digits[place..place + 2], 16).map_err(|_| JsonError::Malformed);
+            (0..digits.len()).step_by(2).map(byte).collect()
+        };
+        json.into_iter().map(one).collect()
+    }
+}
+
+type TestStore = Store<Direct, Hexadecimal>;
+
+async fn open(server: &PostgresServer) -> TestStore {
+    try_open(server).await.unwrap()
+}
+
+async fn try_open(server: &PostgresServer) -> Result<TestStore, Error> {
+    let environment = Environment {
+        variable: &|_| None,
+        exists: &|_| false,
+    };
+    let settings = ConnectionString::parse(&server.url(), &environment).unwrap();
+    let pool = Pool::open(settings).await.unwrap();
+    let listener = Mutex::new(pool.listen(vec!["pomerium_record_change".to_owned()]));
+    Store::open(Direct { pool, listener }, Hexadecimal, 7).await
+}
+
+fn key(record_type: &str, id: &str) -> Key {
+    Key {
+        record_type: record_type.to_owned(),
+        id: id.to_owned(),
+    }
+}
+
+fn upsert(record_type: &str, id: &str, data: &[u8]) -> Change {
+    Change {
+        key: key(record_type, id),
+        operation: Operation::Upsert {
+            data: Some(data.to_vec()),
+            network: None,
+        },
+        expected: None,
+    }
+}
+
+fn delete(record_type: &str, id: &str) -> Change {
+    Change {
+        key: key(record_type, id),
+        operation: Operation::Delete,
+        expected: None,
+    }
+}
+
+fn expecting(version: u64, change: Change) -> Change {
+    Change {
+        expected: Some(version),
+        ..change
+    }
+}
+
+/// Times with all of their nanoseconds.
+const NOW: i64 = 1_700_000_000_123_456_789;
+
+async fn put(store: &TestStore, changes: Vec<Change>) -> Result<Vec<Outcome>, Refusal> {
+    store.put(vec![changes], NOW).await.unwrap().batches.remove(0)
+}
+
+async fn scan(store: &TestStore) -> Vec<Record> {
+    let mut all = Vec::new();
+    let mut after = None;
+    loop {
+        let request = ScanRequest {
+            record_type: None,
+            hint: None,
+            after,
+            max_records: 2,
+            max_bytes: 1 << 20,
+        };
+        let page = store.scan(request).await.unwrap();
+        all.extend(page.records);
+        after = all.last().map(|record| record.key.clone());
+        if !page.more {
+            return all;
+        }
+    }
+}
+
+async fn changes(store: &TestStore, after: u64) -> Result<Vec<(u64, String, bool)>, Error> {
+    let mut all = Vec::new();
+    let mut through = after;
+    loop {
+        let request = ChangesRequest {
+            after: through,
+            record_type: None,
+            max_records: 3,
+            max_bytes: 1 << 20,
+        };
+        let page = store.changes(request).await?;
+        all.extend(
+            page.records
+                .iter()
+                .map(|record| (record.version, record.key.id.clone(), record.deleted_at.is_some())),
+        );
+        through = page.through;
+        if through >= page.position.latest_version {
+            return Ok(all);
+        }
+    }
+}
+
+/// What Pomerium's own process does for a record, in one statement.
+fn foreign(id: &str, json: &str) -> String {
+    format!(
+        "WITH c AS (INSERT INTO pomerium.record_changes (type, id, data, modified_at) VALUES ('t', '{id}', '{json}', now()) RETURNING *) \
+         INSERT INTO pomerium.records (type, id, version, data, modified_at) SELECT type, id, version, data, modified_at FROM c \
+         ON CONFLICT (type, id) DO UPDATE SET version = EXCLUDED.version, data = EXCLUDED.data, modified_at = EXCLUDED.modified_at"
+    )
+}
+
+#[tokio::test]
+async fn what_was_put_is_there_byte_for_byte() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    let mut nothing = upsert("b", "none", b"");
+    nothing.operation = Operation::Upsert {
+        data: None,
+        network: None,
+    };
+    let outcomes = put(
+        &store,
+        vec![
+            upsert("b", "2", b"two"),
+            upsert("a", "é", b"\xffunknown"),
+            upsert("b", "10", b""),
+            nothing,
+            upsert("b", "2", b"too"),
+        ],
+    )
+    .await
+    .unwrap();
+    assert_eq!(outcomes, [1, 2, 3, 4, 5].map(Outcome::Stored));
+    let found = scan(&store).await;
+    let shown: Vec<_> = found
+        .iter()
+        .map(|record| (record.key.id.as_str(), record.version, record.data.as_deref()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("é", 2, Some(b"\xffunknown".as_slice())),
+            ("10", 3, Some(b"".as_slice())),
+            ("2", 5, Some(b"too".as_slice())),
+            ("none", 4, None),
+        ]
+    );
+    assert!(found.iter().all(|record| record.modified_at == NOW));
+    let got = store
+        .get(vec![key("b", "2"), key("b", "no"), key("a\0", ""), key("a", "é")])
+        .await
+        .unwrap();
+    let versions: Vec<_> = got
+        .iter()
+        .map(|record| record.as_ref().map(|record| record.version))
+        .collect();
+    assert_eq!(versions, [Some(5), None, None, Some(2)]);
+    assert_eq!(store.count(None).await.unwrap(), 4);
+    assert_eq!(store.count(Some("b".to_owned())).await.unwrap(), 3);
+    assert_eq!(store.list_types().await.unwrap(), ["a", "b"]);
+    assert_eq!(
+        changes(&store, 3).await.unwrap(),
+        [(4, "none".to_owned(), false), (5, "2".to_owned(), false)]
+    );
+
+    // As Pomerium sees it.
+    let theirs = server
+        .sql("SELECT version, data->>'value' FROM pomerium.records WHERE id = '2'")
+        .unwrap();
+    assert_eq!(theirs, "5|746f6f");
+    let theirs = server
+        .sql("SELECT data->>'@type' FROM pomerium.records WHERE id = 'é'")
+        .unwrap();
+    assert_eq!(theirs, "un\"known");
+
+    // Another host sees the same.
+    let other = open(&server).await;
+    assert_eq!(scan(&other).await, found);
+    assert_eq!(other.health().await, Ok(()));
+}
+
+#[tokio::test]
+async fn batches_are_atomic_and_deletes_leave_tombstones() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    put(&store, vec![upsert("t", "a", b"1"), upsert("t", "b", b"2")])
+        .await
+        .unwrap();
+    let result = store
+        .put(
+            vec![
+                vec![upsert("t", "c", b"3"), expecting(9, upsert("t", "a", b"no"))],
+                vec![
+                    expecting(1, upsert("t", "a", b"4")),
+                    delete("t", "b"),
+                    delete("t", "none"),
+                ],
+                vec![expecting(1, upsert("t", "a", b"no"))],
+                vec![
+                    expecting(0, upsert("t", "new", b"5")),
+                    delete("t", "new"),
+                    upsert("t", "new", b"6"),
+                ],
+            ],
+            NOW + 1,
+        )
+        .await
+        .unwrap();
+    assert_eq!(result.server_version, 7);
+    assert_eq!(result.batches[0], Err(Refusal::Conflict(1)));
+    let tombstone = |version, id: &str, data: &[u8]| {
+        Outcome::Deleted(Record {
+            version,
+            key: key("t", id),
+            data: Some(data.to_vec()),
+            modified_at: NOW + 1,
+            deleted_at: Some(NOW + 1),
+        })
+    };
+    assert_eq!(
+        result.batches[1],
+        Ok(vec![Outcome::Stored(3), tombstone(4, "b", b"2"), Outcome::Missing])
+    );
+    assert_eq!(result.batches[2], Err(Refusal::Conflict(0)));
+    assert_eq!(
+        result.batches[3],
+        Ok(vec![Outcome::Stored(5), tombstone(6, "new", b"5"), Outcome::Stored(7)])
+    );
+    let live: Vec<_> = scan(&store)
+        .await
+        .into_iter()
+        .map(|record| (record.key.id, record.version))
+        .collect();
+    assert_eq!(live, [("a".to_owned(), 3), ("new".to_owned(), 7)]);
+    let log = changes(&store, 2).await.unwrap();
+    let log: Vec<_> = log
+        .iter()
+        .map(|(version, id, deleted)| (*version, id.as_str(), *deleted))
+        .collect();
+    assert_eq!(
+        log,
+        [
+            (3, "a", false),
+            (4, "b", true),
+            (5, "new", false),
+            (6, "new", true),
+            (7, "new", false)
+        ]
+    );
+    let deleted = store
+        .changes(ChangesRequest {
+            after: 3,
+            record_type: Some("t".to_owned()),
+            max_records: 1,
+            max_bytes: 1,
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        (deleted.records[0].data.as_deref(), deleted.through),
+        (Some(b"2".as_slice()), 4)
+    );
+}
+
+#[tokio::test]
+async fn what_pomerium_writes_is_read_and_its_open_transactions_are_waited_for() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    server
+        .sql(&foreign("theirs", "{\"@type\": \"hex\", \"value\": \"0102\"}"))
+        .unwrap();
+    server.sql(&foreign("unreadable", "{\"@type\": \"new\"}")).unwrap();
+    let found = scan(&store).await;
+    assert_eq!(found[0].data.as_deref(), Some([1, 2].as_slice()));
+    assert_eq!(found[1].data.as_deref(), Some(b"placeholder".as_slice()));
+
+    // A version that is given out and not committed yet.
+    let slow = open(&server).await;
+    let begin = slow.put(vec![vec![upsert("t", "x", b"x")]], NOW);
+    begin.await.unwrap();
+    let environment = Environment {
+        variable: &|_| None,
+        exists: &|_| false,
+    };
+    let pool = Pool::open(ConnectionString::parse(&server.url(), &environment).unwrap())
+        .await
+        .unwrap();
+    let mut transaction = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    transaction.run(&statement(&foreign("late", "{}"), &[])).await.unwrap();
+    // A later one that is committed at once.
+    server.sql(&foreign("early", "{}")).unwrap();
+    let (read, ()) = tokio::join!(changes(&store, 3), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        transaction.commit().await.unwrap();
+    });
+    let read: Vec<_> = read
+        .unwrap()
+        .into_iter()
+        .map(|(version, id, _)| (version, id))
+        .collect();
+    assert_eq!(read, [(4, "late".to_owned()), (5, "early".to_owned())]);
+
+    // One that is rolled back leaves a gap that holds nobody up.
+    let mut transaction = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    transaction.run(&statement(&foreign("never", "{}"), &[])).await.unwrap();
+    transaction.rollback().await.unwrap();
+    server.sql(&foreign("after", "{}")).unwrap();
+    assert_eq!(changes(&store, 5).await.unwrap(), [(7, "after".to_owned(), false)]);
+}
+
+#[tokio::test]
+async fn many_writers_and_none_is_missed() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    let stores = [open(&server).await, open(&server).await];
+    let write = async |store: &TestStore, name: &str| {
+        for number in 0..40 {
+            put(store, vec![upsert("t", &format!("{name}{number}"), b"x")])
+                .await
+                .unwrap();
+        }
+    };
+    let their_url = server.url();
+    let theirs = async {
+        let environment = Environment {
+            variable: &|_| None,
+            exists: &|_| false,
+        };
+        let pool = Pool::open(ConnectionString::parse(&their_url, &environment).unwrap())
+            .await
+            .unwrap();
+        let one = async |name: &str| {
+            for number in 0..40 {
+                let text = foreign(&format!("{name}{number}"), "{}");
+                pool.run(&statement(&text, &[]), WAIT).await.unwrap();
+            }
+        };
+        tokio::join!(one("p"), one("q"), one("r"));
+    };
+    let read = async {
+        let mut seen = Vec::new();
+        while seen.len() < 200 {
+            let after = seen.last().map_or(0, |(version, _, _)| *version);
+            seen.extend(changes(&store, after).await.unwrap());
+        }
+        seen
+    };
+    let (seen, (), (), ()) = tokio::join!(read, write(&stores[0], "a"), write(&stores[1], "b"), theirs);
+    let mut ids: Vec<_> = seen.iter().map(|(_, id, _)| id.clone()).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 200, "each once");
+    assert!(seen.is_sorted_by(|one, other| one.0 < other.0));
+}
+
+#[tokio::test]
+async fn old_changes_go_and_readers_are_told() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    for number in 0..4 {
+        store
+            .put(
+                vec![vec![upsert("t", "same", b"x"), upsert("t", &number.to_string(), b"y")]],
+                NOW + number * 1_000_000,
+            )
+            .await
+            .unwrap();
+    }
+    let pruned = store.prune(NOW + 2_000_000, 3).await.unwrap();
+    assert_eq!((pruned.removed, pruned.more), (3, true));
+    let pruned = store.prune(NOW + 2_000_000, 100).await.unwrap();
+    assert_eq!(
+        (pruned.removed, pruned.more, pruned.position.earliest_version),
+        (1, false, 5)
+    );
+    assert_eq!(changes(&store, 3).await, Err(Error::Pruned(4)));
+    assert_eq!(changes(&store, 4).await.unwrap().len(), 4);
+    // The newest stays, however old.
+    let pruned = store.prune(i64::MAX, 100).await.unwrap();
+    assert_eq!((pruned.removed, pruned.position.earliest_version), (3, 8));
+    assert_eq!(scan(&store).await.len(), 5, "records stay");
+    assert!(
+        scan(&store)
+            .await
+            .iter()
+            .all(|record| record.data.is_some() && record.modified_at % 1000 == 789),
+        "to the byte"
+    );
+    assert_eq!(
+        server.sql("SELECT count(*) FROM pomerium.host_exact").unwrap(),
+        "5",
+        "nothing is left of the others"
+    );
+}
+
+#[tokio::test]
+async fn evictions_leave_tombstones_with_data() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    for number in 0..5 {
+        let one = upsert("t", &number.to_string(), format!("data{number}").as_bytes());
+        store
+            .put(vec![vec![one, upsert("other", "x", b"")]], NOW + number)
+            .await
+            .unwrap();
+    }
+    let request = |modified_before, keep, max_records| EvictRequest {
+        record_type: "t".to_owned(),
+        modified_before,
+        keep,
+        max_records,
+    };
+    let evicted = store.evict(request(Some(NOW + 1), None, 10), NOW + 9).await.unwrap();
+    let ids = |tombstones: &[Record]| {
+        tombstones
+            .iter()
+            .map(|record| record.key.id.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((ids(&evicted.tombstones), evicted.more), (vec!["0".to_owned()], false));
+    assert_eq!(evicted.tombstones[0].data.as_deref(), Some(b"data0".as_slice()));
+    assert_eq!(evicted.tombstones[0].deleted_at, Some(NOW + 9));
+    let evicted = store.evict(request(None, Some(1), 2), NOW + 9).await.unwrap();
+    assert_eq!(
+        (ids(&evicted.tombstones), evicted.more),
+        (vec!["1".to_owned(), "2".to_owned()], true)
+    );
+    let evicted = store.evict(request(None, Some(1), 2), NOW + 9).await.unwrap();
+    assert_eq!((ids(&evicted.tombstones), evicted.more), (vec!["3".to_owned()], false));
+    assert!(
+        store
+            .evict(request(None, Some(1), 2), NOW + 9)
+            .await
+            .unwrap()
+            .tombstones
+            .is_empty()
+    );
+    assert!(
+        changes(&store, 0)
+            .await
+            .unwrap()
+            .iter()
+            .filter(|(_, _, deleted)| *deleted)
+            .count()
+            == 4
+    );
+}
+
+#[tokio::test]
+async fn a_clear_is_seen_by_every_host_and_versions_go_on() {
+    let server = PostgresServer::start().unwrap();
+    let (store, other) = (open(&server).await, open(&server).await);
+    put(&store, vec![upsert("t", "a", b"1")]).await.unwrap();
+    store
+        .set_options("t".to_owned(), Some(Options::default()))
+        .await
+        .unwrap();
+    store.set_checkpoint(3, u64::MAX).await.unwrap();
+    assert_eq!(other.get_checkpoint().await.unwrap(), (3, u64::MAX));
+    let position = other.clear(99).await.unwrap();
+    assert_eq!(
+        (
+            position.server_version,
+            position.earliest_version,
+            position.latest_version
+        ),
+        (99, 0, 1)
+    );
+    let position = store
+        .changes(ChangesRequest {
+            after: 1,
+            record_type: None,
+            max_records: 1,
+            max_bytes: 1,
+        })
+        .await
+        .unwrap()
+        .position;
+    assert_eq!(position.server_version, 99);
+    assert!(scan(&store).await.is_empty() && store.list_options().await.unwrap().is_empty());
+    assert_eq!(store.get_checkpoint().await.unwrap(), (0, 0));
+    assert_eq!(
+        put(&store, vec![upsert("t", "a", b"1")]).await.unwrap(),
+        [Outcome::Stored(2)]
+    );
+    assert_eq!(changes(&store, 0).await.unwrap().len(), 1, "nothing from before counts");
+}
+
+#[tokio::test]
+async fn the_small_state_is_shared() {
+    let server = PostgresServer::start().unwrap();
+    let (store, other) = (open(&server).await, open(&server).await);
+    let hold = LeaseAction::Hold(3_600_000_000_000);
+    let lease =
+        async |store: &TestStore, id: &str, action| store.lease("l".to_owned(), id.to_owned(), action).await.unwrap();
+    assert!(lease(&store, "one", hold).await && lease(&other, "one", hold).await);
+    assert!(!lease(&other, "two", hold).await && !lease(&other, "two", LeaseAction::Release).await);
+    assert!(
+        lease(&store, "one", LeaseAction::Release).await && lease(&other, "two", LeaseAction::Hold(u64::MAX)).await
+    );
+
+    let options = Options {
+        capacity: Some(3),
+        indexable_fields: vec!["a.b".to_owned()],
+        ttl: Some(9),
+    };
+    store.set_options("t".to_owned(), Some(options.clone())).await.unwrap();
+    assert_eq!(other.list_options().await.unwrap(), [("t".to_owned(), options)]);
+    store.set_options("t".to_owned(), None).await.unwrap();
+    assert!(other.list_options().await.unwrap().is_empty());
+
+    let service = |kind, endpoint: &str| Service {
+        kind,
+        endpoint: endpoint.to_owned(),
+    };
+    store
+        .report_services(
+            vec![service(77, "z"), service(7, "y"), service(1, "x")],
+            3_600_000_000_000,
+        )
+        .await
+        .unwrap();
+    store.report_services(vec![service(1, "gone")], 0).await.unwrap();
+    assert_eq!(
+        other.list_services().await.unwrap(),
+        [service(1, "x"), service(7, "y"), service(77, "z")]
+    );
+}
+
+#[tokio::test]
+async fn waiting_ends_with_whatever_another_host_does() {
+    let server = PostgresServer::start().unwrap();
+    let (store, other) = (open(&server).await, open(&server).await);
+    let nothing = postgres::Observed {
+        server_version: 0,
+        latest_version: 0,
+        options_revision: 0,
+        services_revision: 0,
+    };
+    let mut seen = store.wait(nothing).await.unwrap();
+    for step in 0..3 {
+        let act = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            match step {
+                0 => drop(put(&other, vec![upsert("t", "a", b"1")]).await.unwrap()),
+                1 => other
+                    .set_options("t".to_owned(), Some(Options::default()))
+                    .await
+                    .unwrap(),
+                _ => drop(other.clear(5).await.unwrap()),
+            }
+        };
+        let waiting = tokio::time::timeout(Duration::from_secs(20), store.wait(seen));
+        let (now, ()) = tokio::join!(waiting, act);
+        let now = now.unwrap().unwrap();
+        assert_ne!(now, seen, "{step}");
+        seen = now;
+    }
+    assert_eq!(seen.server_version, 5);
+}
+
+#[tokio::test]
+async fn networks_are_found_by_an_index() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    let in_network = |id: &str, network: &str| Change {
+        operation: Operation::Upsert {
+            data: Some(b"x".to_vec()),
+            network: Some(network.to_owned()),
+        },
+        ..upsert("t", id, b"")
+    };
+    put(
+        &store,
+        vec![
+            in_network("wide", "10.0.0.0/8"),
+            in_network("narrow", "10.1.0.0/16"),
+            in_network("six", "2001:db8::/32"),
+            upsert("t", "no", b""),
+        ],
+    )
+    .await
+    .unwrap();
+    let found = async |network: &str| {
+        let request = ScanRequest {
+            record_type: Some("t".to_owned()),
+            hint: Some(Hint::Network(network.to_owned())),
+            after: None,
+            max_records: 10,
+            max_bytes: 1 << 20,
+        };
+        let page = store.scan(request).await.unwrap();
+        page.records.into_iter().map(|record| record.key.id).collect::<Vec<_>>()
+    };
+    assert_eq!(found("10.1.2.3/32").await, ["narrow", "wide"]);
+    assert_eq!(found("10.2.0.0/16").await, ["wide"]);
+    assert_eq!(found("2001:db8::1/128").await, ["six"]);
+    assert!(found("11.0.0.0/8").await.is_empty());
+}
+
+#[tokio::test]
+async fn schemas_of_other_versions_are_refused_in_words() {
+    let server = PostgresServer::start().unwrap();
+    let (one, two, three) = tokio::join!(try_open(&server), try_open(&server), try_open(&server));
+    assert!(one.is_ok() && two.is_ok() && three.is_ok(), "all that start together");
+    assert_eq!(
+        server
+            .sql("SELECT server_version, migration_version FROM pomerium.migration_info")
+            .unwrap(),
+        "7|9"
+    );
+    for (version, text) in [(10, "newer Pomerium"), (8, "older Pomerium")] {
+        server
+            .sql(&format!(
+                "UPDATE pomerium.migration_info SET migration_version = {version}"
+            ))
+            .unwrap();
+        match try_open(&server).await {
+            Err(Error::Configuration(problem)) => assert!(problem.contains(text), "{problem}"),
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => panic!("it was taken"),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What it does instead of answering, or before.
+
+use std::cell::Cell;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use wasip2::clocks::monotonic_clock;
+use wit_bindgen::yield_async;
+
+use crate::bindings::databroker::storage::log::{self, Level};
+use crate::bindings::databroker::storage::types::Error;
+use crate::bindings::databroker::storage::{config, protobuf};
+use crate::misbehaviour::Misbehaviour;
+use crate::reach;
+
+/// For so long a slow read leaves the others their turn.
+const WHILE: Duration = Duration::from_millis(500);
+
+/// What one call takes for good, where memory grows slowly.
+const LEAK: usize = 16 << 20;
+
+thread_local! {
+    static CALLS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Lets others have their turn for a while.
+pub async fn take_a_while() {
+    let began = Instant::now();
+    while began.elapsed() < WHILE {
+        yield_async().await;
+    }
+}
+
+/// Does what it should not, in a call that was provoked.
+pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
+    match misbehaviour {
+        Misbehaviour::EndlessLoop => loop {
+            black_box(());
+        },
+        Misbehaviour::EndlessHostCalls => loop {
+            log::write(Level::Trace, "");
+        },
+        Misbehaviour::CostlyHostCalls => {
+            // Text that has to be read, escaped and written again.
+            let json = format!(
+                r#"{{"@type":"type.googleapis.com/google.protobuf.StringValue","value":"{}"}}"#,
+                r"\n".repeat(4 << 20)
+            );
+            loop {
+                let _ = black_box(protobuf::from_json(std::slice::from_ref(&json)));
+            }
+        }
+        Misbehaviour::BlocksForEver => std::thread::sleep(Duration::from_secs(365 * 24 * 60 * 60)),
+        Misbehaviour::NeverAnswers => loop {
+            yield_async().await;
+        },
+        Misbehaviour::MemoryBomb => loop {
+            leak(LEAK);
+        },
+        Misbehaviour::MemoryGrownSlowly => leak(LEAK),
+        Misbehaviour::EndlessRecursion => {
+            black_box(recurse(1));
+        }
+        Misbehaviour::LeakedHandles => loop {
+            std::mem::forget(monotonic_clock::subscribe_duration(u64::MAX));
+        },
+        Misbehaviour::Trap | Misbehaviour::TrapWhileOthersRun => panic!("this is a trap"),
+        Misbehaviour::TrapOnEveryThirdCall => {
+            CALLS.set(CALLS.get() + 1);
+            if CALLS.get() % 3 == 0 {
+                panic!("this is a trap on the third call");
+            }
+        }
+        Misbehaviour::Exit => std::process::exit(3),
+        Misbehaviour::LogFlood => {
+            let line = "a line that nobody has asked for\x1b[31m\n".repeat(100);
+            for _ in 0..20_000 {
+                log::write(Level::Info, &line);
+            }
+        }
+        Misbehaviour::StandardErrorFlood => {
+            let part = "nothing and nothing again ".repeat(1000);
+            for _ in 0..200 {
+                eprint!("{part}");
+            }
+        }
+        Misbehaviour::LeakedSecrets => {
+            while let Some(secret) = config::get_secret("granted") {
+                std::mem::forget(secret);
+            }
+        }
+        Misbehaviour::LeakedFiles => return reach::leak_files(),
+        Misbehaviour::PathsOutside => return reach::paths(),
+        Misbehaviour::AddressesOutside => return reach::addresses(),
+        Misbehaviour::NamesOutside => return reach::names(),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Takes memory for good.
+fn leak(bytes: usize) {
+    black_box(Vec::<u8>::with_capacity(bytes).leak());
+}
+
+#[expect(unconditional_recursion, reason = "that is the point")]
+fn recurse(depth: u64) -> u64 {
+    let room = black_box([depth; 64]);
+    recurse(depth + 1) + room[0]
+}

@@ -1,0 +1,321 @@
+//! Whatever a plugin does ends in one named error, one line of the log and one metric; other calls go on with their answers
+//! right, and open streams go on or end as they should.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod honest;
+mod rows;
+mod stand;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use databroker_hostile::binaries::Binary;
+use databroker_hostile::misbehaviour::Misbehaviour;
+use databroker_proto::databroker::{
+    AcquireLeaseRequest, GetRequest, PutRequest, QueryRequest, Record, SyncRequest, SyncResponse,
+};
+use futures::future::join_all;
+use tokio::time::timeout;
+use tonic::Status;
+
+use honest::Honest;
+use rows::{Provocation, Row};
+use stand::{Client, Log, PATIENCE, Site, Stand};
+
+/// What provokes the guest.
+const HOSTILE: &str = "hostile";
+
+/// How long is measured without a provocation, and at least with one.
+const MEASURED: Duration = Duration::from_millis(300);
+
+/// No honest read takes longer beside a plugin that is not stopped. Machines that run tests are busy, so that this is far
+/// more than what is printed.
+const LATE: Duration = Duration::from_secs(10);
+
+/// A record to put, which holds a text.
+fn record(record_type: &str, id: &str, text: &str) -> Record {
+    const TEXT: &[u8] = b"\x0a\x2ftype.googleapis.com/google.protobuf.StringValue\x12";
+    let length = u8::try_from(text.len()).unwrap();
+    // The value is a message with the text in its first field.
+    let data = [TEXT, &[length + 2, 0x0a, length], text.as_bytes()].concat();
+    Record {
+        r#type: record_type.to_owned(),
+        id: id.to_owned(),
+        data: Some(data.into()),
+        ..Default::default()
+    }
+}
+
+// One after the other: they share the log, and measure how long things take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_that_a_plugin_does_harms_anybody_else() {
+    let log = Log::record();
+    let site = Site::new().unwrap();
+    let wanted = std::env::var("HOSTILE").unwrap_or_default();
+    let mut failures = Vec::new();
+
+    let guest = databroker_hostile::guest();
+    println!(
+        "{:<26} {:>5} {:>9} {:>5} {:>9} {:>9}",
+        "misbehaviour", "calls", "p99", "calls", "p99", "longest"
+    );
+    for misbehaviour in Misbehaviour::ALL {
+        if !misbehaviour.name().contains(&wanted) {
+            continue;
+        }
+        log.take();
+        let outcome = contain(*misbehaviour, &guest, &site, &log).await;
+        let logged = log.take();
+        if let Err(why) = outcome {
+            println!("{:<26} {why}", misbehaviour.name());
+            failures.push(format!("{}: {why}\n{}", misbehaviour.name(), shown(&logged)));
+        }
+    }
+    for binary in Binary::ALL {
+        if !format!("{binary:?}").contains(&wanted) {
+            continue;
+        }
+        log.take();
+        let outcome = refuse(*binary, &site, &log).await;
+        println!("{binary:?}: {}", outcome.as_deref().unwrap_or_else(|why| why));
+        if let Err(why) = outcome {
+            failures.push(format!("{binary:?}: {why}"));
+        }
+    }
+    assert!(
+        site.is_untouched(),
+        "a plugin has connected to what it was not granted, or changed it"
+    );
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+/// The end of what was logged, where that is long.
+fn shown(logged: &str) -> String {
+    let characters = logged.chars().count();
+    logged.chars().skip(characters.saturating_sub(3000)).collect()
+}
+
+/// Holds one misbehaviour to its row.
+async fn contain(misbehaviour: Misbehaviour, guest: &Path, site: &Site, log: &Log) -> Result<(), String> {
+    let row = rows::row(misbehaviour);
+    let connection_string = format!("hostile://{}", misbehaviour.name());
+    let opened = stand::open(guest, &connection_string, row.limits, site).await;
+    if row.provocation == Provocation::Open {
+        let error = opened.err().ok_or("the store was opened")?.to_string();
+        expect(error.contains(row.says), || format!("the error is {error:?}"))?;
+        return one_line(&row, &log.take());
+    }
+    let stand = Stand::start(opened.map_err(|error| error.to_string())?).await;
+    provoke_among_others(misbehaviour, &row, &stand, log).await?;
+    let ended = stand.stop().await;
+    ended.map_err(|error| format!("it did not end in order: {error}"))
+}
+
+async fn provoke_among_others(misbehaviour: Misbehaviour, row: &Row, stand: &Stand, log: &Log) -> Result<(), String> {
+    let mut honest = Honest::start(stand.client()).await;
+    let reading = honest.read();
+    tokio::time::sleep(MEASURED).await;
+    let quiet = reading.stop().await;
+    expect(quiet.wrong.is_empty() && quiet.missing == 0, || {
+        format!("before anything happened: {} missing, {:?}", quiet.missing, quiet.wrong)
+    })?;
+
+    let (before, restarts) = (stand.metric(row.metric), stand.metric("plugin_restarts_total"));
+    log.take();
+    let reading = honest.read();
+    let began = Instant::now();
+    loop {
+        let told = provoke(row.provocation, stand, honest.server_version).await?;
+        check_told(row, &told)?;
+        // What goes on is provoked again and again, so that there is something to measure.
+        if row.replaced || began.elapsed() >= MEASURED {
+            break;
+        }
+    }
+    let beside = reading.stop().await;
+    println!(
+        "{:<26} {:>5} {:>9.1?} {:>5} {:>9.1?} {:>9.1?}",
+        misbehaviour.name(),
+        quiet.count(),
+        quiet.p99(),
+        beside.count(),
+        beside.p99(),
+        beside.longest(),
+    );
+    expect(beside.wrong.is_empty(), || {
+        format!("others were told what is not so: {:?}", beside.wrong)
+    })?;
+
+    if row.replaced {
+        honest.start_over().await?;
+        let now = stand.metric("plugin_restarts_total");
+        expect(now == restarts + 1.0, || {
+            format!("{now} restarts instead of one more than {restarts}")
+        })?;
+    } else {
+        expect(beside.missing == 0, || {
+            format!("{} reads of others failed", beside.missing)
+        })?;
+        expect(beside.longest() < LATE, || {
+            format!("others waited for {:?}", beside.longest())
+        })?;
+        let now = stand.metric("plugin_restarts_total");
+        expect(now == restarts, || "the plugin was replaced".to_owned())?;
+    }
+    // The stream that was opened before, or the one since, shows what is written now.
+    honest.write().await?;
+    let after = stand.metric(row.metric);
+    expect(after > before, || format!("{} is {after} and was {before}", row.metric))?;
+    expect(stand.metric("plugin_up") == 1.0, || {
+        "the plugin is told to be down".to_owned()
+    })?;
+    one_line(row, &log.take())
+}
+
+/// What a caller is told who provokes the plugin; each of them, where there are several.
+async fn provoke(
+    provocation: Provocation,
+    stand: &Stand,
+    server_version: u64,
+) -> Result<Vec<Result<(), Status>>, String> {
+    let mut client = stand.client();
+    let call = async {
+        match provocation {
+            Provocation::Open => vec![],
+            Provocation::Get => vec![get(client, "a").await],
+            Provocation::Gets => loop {
+                let told = get(client.clone(), "a").await;
+                if told.is_err() {
+                    break vec![told];
+                }
+            },
+            Provocation::GetAmongOthers => {
+                let others = join_all((0..20).map(|_| get(client.clone(), "slow")));
+                let trap = async {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    get(client.clone(), "a").await
+                };
+                let (mut told, trapped) = tokio::join!(others, trap);
+                told.push(trapped);
+                told
+            }
+            Provocation::Put => {
+                let records = vec![record(HOSTILE, "b", "new")];
+                vec![client.put(PutRequest { records }).await.map(drop)]
+            }
+            Provocation::Query => {
+                let request = QueryRequest {
+                    r#type: HOSTILE.to_owned(),
+                    limit: 10,
+                    ..Default::default()
+                };
+                vec![client.query(request).await.map(drop)]
+            }
+            Provocation::Sync => vec![sync(client, server_version).await],
+            Provocation::Lease => {
+                let request = AcquireLeaseRequest {
+                    name: HOSTILE.to_owned(),
+                    duration: Some(prost_types::Duration { seconds: 10, nanos: 0 }),
+                };
+                vec![client.acquire_lease(request).await.map(drop)]
+            }
+            Provocation::ListTypes => vec![client.list_types(()).await.map(drop)],
+        }
+    };
+    timeout(PATIENCE, call)
+        .await
+        .map_err(|_| "the caller waits for ever".to_owned())
+}
+
+async fn get(mut client: Client, id: &str) -> Result<(), Status> {
+    let request = GetRequest {
+        r#type: HOSTILE.to_owned(),
+        id: id.to_owned(),
+    };
+    client.get(request).await.map(drop)
+}
+
+/// Follows the hostile type from its first change on.
+async fn sync(mut client: Client, server_version: u64) -> Result<(), Status> {
+    let request = SyncRequest {
+        server_version,
+        record_version: 1,
+        r#type: HOSTILE.to_owned(),
+        wait: Some(false),
+    };
+    let mut stream = client.sync(request).await?.into_inner();
+    while let Some(SyncResponse { .. }) = stream.message().await? {}
+    Ok(())
+}
+
+/// Holds what the callers were told to the row.
+fn check_told(row: &Row, told: &[Result<(), Status>]) -> Result<(), String> {
+    for told in told {
+        match (told, row.code) {
+            (Ok(()), None) => {}
+            (Err(status), Some(code)) => {
+                expect(status.code() == code && status.message().contains(row.says), || {
+                    format!("the caller is told {:?}: {}", status.code(), status.message())
+                })?;
+                // A client's log is not the plugin's to write.
+                let is_plain = status.message().len() < 8192 && !status.message().contains(['\x1b', '\n', '\r']);
+                expect(is_plain, || {
+                    format!("the caller is told {} bytes", status.message().len())
+                })?;
+            }
+            (told, code) => return Err(format!("the caller is told {told:?} instead of {code:?}")),
+        }
+    }
+    Ok(())
+}
+
+/// Looks for the row's line in what was logged, of which there is no more than anybody can read.
+fn one_line(row: &Row, logged: &str) -> Result<(), String> {
+    let is_it = |line: &&str| row.log.iter().all(|words| line.contains(words));
+    let lines = logged.lines().filter(is_it).count();
+    expect(lines > 0, || format!("no line of the log has {:?}", row.log))?;
+    expect(!row.replaced || lines == 1, || {
+        format!("{lines} lines of the log have {:?}", row.log)
+    })?;
+    expect(!logged.contains('\x1b'), || {
+        "the log has what moves a terminal's cursor".to_owned()
+    })?;
+    expect(logged.len() < 4 << 20, || format!("{} bytes were logged", logged.len()))
+}
+
+/// Hands a file to the host that is no good plugin.
+async fn refuse(binary: Binary, site: &Site, log: &Log) -> Result<String, String> {
+    let (words, is_run) = rows::refusal(binary);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugin.wasm");
+    std::fs::write(&path, binary.bytes()).unwrap();
+    let opened = timeout(PATIENCE, stand::open(&path, "", stand::limits(), site));
+    let error = match opened.await {
+        Ok(Ok(_)) => return Err("the store was opened".to_owned()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => return Err("it is not refused".to_owned()),
+    };
+    for word in words {
+        expect(error.contains(word), || format!("{word:?} is not in {error:?}"))?;
+    }
+    let lines = log
+        .take()
+        .lines()
+        .filter(|line| line.contains("the plugin's instance has stopped"))
+        .count();
+    expect(lines == usize::from(is_run), || {
+        format!("{lines} lines of the log say that it stopped")
+    })?;
+    Ok(error)
+}
+
+fn expect(is_so: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if is_so { Ok(()) } else { Err(otherwise()) }
+}

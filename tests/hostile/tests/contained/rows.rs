@@ -1,0 +1,242 @@
+//! The table: what each misbehaviour must end in. A misbehaviour without a row does not compile.
+
+use std::time::Duration;
+
+use databroker_host::component::Limits;
+use databroker_hostile::binaries::Binary;
+use databroker_hostile::misbehaviour::Misbehaviour;
+use tonic::Code;
+
+use crate::stand::limits;
+
+/// How a misbehaviour is provoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provocation {
+    /// By opening the store.
+    Open,
+    /// By a Get.
+    Get,
+    /// By one Get after the other until one fails.
+    Gets,
+    /// By a Get while twenty others are under way.
+    GetAmongOthers,
+    /// By a Put.
+    Put,
+    /// By a Query.
+    Query,
+    /// By a Sync.
+    Sync,
+    /// By AcquireLease.
+    Lease,
+    /// By ListTypes.
+    ListTypes,
+}
+
+/// What a misbehaviour must end in.
+pub struct Row {
+    pub provocation: Provocation,
+    /// The code that the caller is told; none where the call succeeds all the same.
+    pub code: Option<Code>,
+    /// Words of what the caller is told.
+    pub says: &'static str,
+    /// Words that one line of the log has.
+    pub log: &'static [&'static str],
+    /// A series that has moved, from its name to the end of its labels.
+    pub metric: &'static str,
+    /// Whether the instance is replaced.
+    pub replaced: bool,
+    pub limits: Limits,
+}
+
+/// An answer that breaks a law: the call fails with INTERNAL and the instance goes on.
+fn lie(provocation: Provocation, law: &'static str) -> Row {
+    let metric = match provocation {
+        Provocation::Get => r#"plugin_calls_total{function="get",result="internal"}"#,
+        Provocation::Put => r#"plugin_calls_total{function="put",result="internal"}"#,
+        Provocation::Query => r#"plugin_calls_total{function="scan",result="internal"}"#,
+        Provocation::Sync => r#"plugin_calls_total{function="changes",result="internal"}"#,
+        Provocation::Lease => r#"plugin_calls_total{function="lease",result="internal"}"#,
+        Provocation::ListTypes => r#"plugin_calls_total{function="list-types",result="internal"}"#,
+        other => panic!("{other:?} has no answer"),
+    };
+    Row {
+        provocation,
+        code: Some(Code::Internal),
+        says: law,
+        log: &["broke a law of databroker:storage"],
+        metric,
+        replaced: false,
+        limits: limits(),
+    }
+}
+
+/// What ends the instance: the callers are told UNAVAILABLE and why, and another instance takes its place.
+fn end(cause: &'static str) -> Row {
+    Row {
+        provocation: Provocation::Get,
+        code: Some(Code::Unavailable),
+        says: cause,
+        log: &["the plugin's instance has stopped"],
+        metric: r#"plugin_calls_total{function="get",result="stopped"}"#,
+        replaced: true,
+        limits: limits(),
+    }
+}
+
+/// What is refused, while the call goes on: the guest would tell what it has reached, and fail.
+fn refused(log: &'static [&'static str], metric: &'static str) -> Row {
+    Row {
+        provocation: Provocation::Get,
+        code: None,
+        says: "",
+        log,
+        metric,
+        replaced: false,
+        limits: Limits {
+            compute: Duration::from_secs(10),
+            turn: Duration::from_secs(10),
+            call: Duration::from_secs(30),
+            ..limits()
+        },
+    }
+}
+
+/// What is left out, while the call succeeds.
+fn flood() -> Row {
+    Row {
+        provocation: Provocation::Get,
+        code: None,
+        says: "",
+        log: &["the plugin logs too much"],
+        metric: "plugin_log_lines_dropped_total",
+        replaced: false,
+        limits: Limits {
+            compute: Duration::from_secs(10),
+            turn: Duration::from_secs(10),
+            call: Duration::from_secs(30),
+            ..limits()
+        },
+    }
+}
+
+/// The row of a misbehaviour.
+pub fn row(misbehaviour: Misbehaviour) -> Row {
+    use Misbehaviour as M;
+    use Provocation as P;
+    match misbehaviour {
+        M::EndlessLoop => end("computed for more than 500ms in one call"),
+        M::EndlessHostCalls => Row {
+            limits: Limits {
+                compute: Duration::from_secs(20),
+                turn: Duration::from_millis(500),
+                ..limits()
+            },
+            ..end("computed for more than 500ms without giving other calls their turn")
+        },
+        M::CostlyHostCalls => end("computed for more than 500ms in one call"),
+        M::BlocksForEver => end("it waited in the host for more than 1s without giving other calls their turn"),
+        M::NeverAnswers => end("computed for more than 500ms in one call"),
+        M::MemoryBomb => end("memory beyond its limit"),
+        M::MemoryGrownSlowly => Row {
+            provocation: P::Gets,
+            ..end("memory beyond its limit")
+        },
+        M::EndlessRecursion => end("wasm trap"),
+        M::LeakedHandles | M::LeakedSecrets => end("table"),
+        M::LeakedFiles => refused(
+            &["refused what it is not granted", r#"kind="open""#],
+            r#"plugin_refusals_total{kind="open"}"#,
+        ),
+        M::PathsOutside => refused(
+            &["refused what it is not granted", r#"kind="directory""#],
+            r#"plugin_refusals_total{kind="directory"}"#,
+        ),
+        M::AddressesOutside => refused(
+            &["refused what it is not granted", r#"kind="address""#],
+            r#"plugin_refusals_total{kind="address"}"#,
+        ),
+        M::NamesOutside => refused(
+            &["refused what it is not granted", r#"kind="secret""#],
+            r#"plugin_refusals_total{kind="secret"}"#,
+        ),
+        M::Trap => end("unreachable"),
+        M::TrapOnEveryThirdCall => Row {
+            provocation: P::Gets,
+            ..end("unreachable")
+        },
+        M::TrapWhileOthersRun => Row {
+            provocation: P::GetAmongOthers,
+            ..end("unreachable")
+        },
+        M::TrapInOpen => Row {
+            provocation: P::Open,
+            code: None,
+            says: "cannot open its store: the storage plugin stopped",
+            // Nothing is served, so there is nobody to ask for a metric.
+            metric: "",
+            replaced: false,
+            ..end("")
+        },
+        M::Exit => end("exit"),
+        M::AnswerOfOneGibibyte => Row {
+            limits: Limits {
+                memory_bytes: 3 << 30,
+                compute: Duration::from_secs(20),
+                turn: Duration::from_secs(20),
+                call: Duration::from_secs(40),
+                ..limits()
+            },
+            ..end("fuel")
+        },
+        M::BrokenUtf8 => end("utf-8"),
+        M::BrokenProtobuf => lie(P::Get, "an encoded `google.protobuf.Any`"),
+        M::EndlessErrorText => Row {
+            log: &["level=error"],
+            ..lie(P::Get, "level=error")
+        },
+        M::ForeignError => lie(P::Get, "only `open` fails with `configuration`"),
+        M::TooFewAnswers | M::TooManyAnswers => lie(P::Get, "one answer per key"),
+        M::AnotherRecord => lie(P::Get, "the record with that key"),
+        M::DeadRecord => lie(P::Get, "a live record has no `deleted-at`"),
+        M::VersionZero => lie(P::Get, "never 0"),
+        M::TooFewResults => lie(P::Put, "one result per batch"),
+        M::TooFewOutcomes => lie(P::Put, "one outcome per step"),
+        M::WrongOutcome => lie(P::Put, "the outcome of an upsert"),
+        M::FalseConflict => lie(P::Put, "expected a version"),
+        M::VersionRepeated => lie(P::Put, "versions ascend"),
+        M::ServerVersionZero => lie(P::Put, "the server version is never 0"),
+        M::TooFewLeases => lie(P::Lease, "one answer per request"),
+        M::TypesOutOfOrder => lie(P::ListTypes, "types ascend"),
+        M::PageOfTooManyRecords => lie(P::Query, "no more records than asked for"),
+        M::PageOfTooManyBytes => lie(P::Query, "no more bytes than asked for"),
+        M::CursorStandsStill => lie(P::Query, "keys ascend strictly"),
+        M::EmptyPageWithMore => lie(P::Query, "one record at least"),
+        M::PageOutOfOrder => lie(P::Query, "keys ascend strictly"),
+        M::AnotherType => lie(P::Query, "the type asked for"),
+        M::ChangesOutOfOrder | M::ChangesRepeated => lie(P::Sync, "versions ascend"),
+        M::ChangeOfTheFuture => lie(P::Sync, "`through` is no higher"),
+        M::ChangesStandStill => lie(P::Sync, "reaches further"),
+        M::PrunedInThePast => lie(P::Sync, "higher than the one asked for"),
+        M::LogFlood | M::StandardErrorFlood => flood(),
+    }
+}
+
+/// What a file is refused with, and whether it got so far that it ran.
+pub fn refusal(binary: Binary) -> (&'static [&'static str], bool) {
+    match binary {
+        Binary::Empty => (&["it is empty", "name the component"], false),
+        Binary::Prose => (&["it is no WebAssembly"], false),
+        Binary::CoreModule => (&["core module", "wasm32-wasip2"], false),
+        Binary::Truncated => (&["damaged"], false),
+        Binary::Malformed => (&["the engine refuses it"], false),
+        Binary::WrongVersion => (&["databroker:storage@0.2.0", "compatible with 0.1.0"], false),
+        Binary::WrongWorld => (&["demo:greeter/greet@1.2.3", "another world"], false),
+        Binary::UnknownImport => (&["databroker:storage/files@0.1.0", "does not offer"], false),
+        Binary::WrongImport => (&["databroker:storage/log", "the engine refuses it"], false),
+        Binary::WrongExport => (&["does not start", "expected `option` found `string`"], true),
+        Binary::TrapAtStart => (&["does not start", "out of bounds"], true),
+        Binary::TableBomb => (&["does not start", "table"], true),
+        Binary::ManyTables => (&["does not start", "table"], true),
+        Binary::LargeMemory => (&["does not start", "memory"], true),
+    }
+}
