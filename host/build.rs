@@ -15,7 +15,7 @@ use std::{env, fs};
 mod engine;
 
 /// The crates in `plugins/` that the host carries, by their names.
-const BUILT_IN: &[&str] = &["memory"];
+const BUILT_IN: &[&str] = &["memory", "postgres"];
 
 /// What the plugins are compiled to.
 const TARGET: &str = "wasm32-wasip2";

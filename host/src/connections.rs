@@ -2,7 +2,7 @@
 //!
 //! The beginning of each, a TLS handshake or the first byte, is waited for in a task of its own, for a bounded time, so
 //! that a client that does not go on keeps nobody else waiting, and does not stay. How many there may be, and which has
-//! to go for another, is in [`open`].
+//! to go for another, is in `connections/open.rs`.
 
 mod open;
 
@@ -22,7 +22,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, rustls};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use self::open::{Displaced, OpenConnection};
+use self::open::OpenConnection;
+pub(crate) use self::open::one_client;
 pub use self::open::{OpenConnections, Peer};
 use crate::listener;
 use crate::telemetry::seldom::Seldom;
@@ -98,11 +99,11 @@ impl Incoming {
     }
 
     fn begin(&mut self, socket: TcpStream, peer: SocketAddr) {
-        let Some((open, displaced)) = self.open.open() else {
+        let Some((open, displaced)) = self.open.open(peer.ip()) else {
             self.tell_reason(peer, ALL_KNOWN);
             return;
         };
-        if displaced == Displaced::Stranger {
+        if displaced {
             self.tell_reason(peer, DISPLACED);
         }
         prepare(&socket);
@@ -148,8 +149,8 @@ async fn accept(open: &OpenConnections, listener: &TcpListener, errors: &mut Sel
 /// What is said where there are as many connections as there may be.
 const ALL_KNOWN: &str = "GRPC_MAX_CONNECTIONS connections of clients with a token are open: set a larger number, or look \
                          who opens them";
-const DISPLACED: &str = "GRPC_MAX_CONNECTIONS connections are open, so that the oldest one without a token was closed for \
-                         this one";
+const DISPLACED: &str =
+    "GRPC_MAX_CONNECTIONS connections are open, so that one without a token was closed for this one";
 const CUT: &str = "GRPC_MAX_CONNECTIONS connections are open, and this one had shown no token";
 
 /// Does the TLS handshake. On a plain connection, waits for the first byte and looks whether it is one of HTTP/2: who

@@ -13,6 +13,10 @@ const KEPT: u64 = 256;
 /// More than anybody needs; where there is no limit, or one of a billion, this is taken.
 const MOST: u64 = 1 << 20;
 
+/// What an operator is told where there may be fewer connections than are wanted.
+pub const TOO_FEW: &str = "there is room for fewer connections than GRPC_MAX_CONNECTIONS, since few files may be open: raise the \
+                           limit (LimitNOFILE of a systemd unit, ulimit -n of a shell)";
+
 /// Raises the limit as far as the process may, and tells what it is then.
 pub fn raise() -> u64 {
     let limit = getrlimit(Resource::Nofile);

@@ -18,6 +18,8 @@ use databroker_host::settings::SharedSecret;
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_databroker-host");
+/// A file that is none of descriptors.
+const NO_PROTOBUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
 const OTHER_SECRET: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const USER: &str = "type.googleapis.com/user.User";
 
@@ -560,7 +562,7 @@ fn wrong_input_is_told_with_its_place() {
                 &["--descriptors", "/does/not/exist"],
             ),
             (
-                &["record", "list", "--descriptors", PROGRAM],
+                &["record", "list", "--descriptors", NO_PROTOBUF],
                 64,
                 &[],
                 &["FileDescriptorSet"],
@@ -848,7 +850,7 @@ fn a_configuration_is_checked_while_the_server_runs() {
                 &["missing.wasm"],
             ),
             (
-                &["config", "check", "--databroker-record-descriptors", PROGRAM],
+                &["config", "check", "--databroker-record-descriptors", NO_PROTOBUF],
                 64,
                 &[],
                 &["FileDescriptorSet"],
@@ -858,6 +860,51 @@ fn a_configuration_is_checked_while_the_server_runs() {
     let checked = server.ok(&["config", "check", "--output", "json"]).json();
     assert_eq!(checked["address"], server.address.as_str());
     assert!(!checked.to_string().contains(&server.secret), "{checked}");
+
+    // What the plugin is granted and may use is shown, without the values of its settings.
+    let grants = [
+        "config",
+        "check",
+        "--databroker-plugin-settings",
+        "mode=hunter2",
+        "--databroker-plugin-directories",
+        "/data=/usr",
+        "--databroker-plugin-addresses",
+        "db.example.com:5432",
+        "--databroker-plugin-call-time",
+        "90s",
+    ];
+    let text = server.ok(&grants).stdout;
+    let json = server.ok(&[&grants[..], &["--output", "json"]].concat()).json();
+    for (label, name, value) in [
+        ("plugin settings", "pluginSettings", json!(["mode"])),
+        ("plugin secrets", "pluginSecrets", json!([])),
+        ("plugin directories", "pluginDirectories", json!(["/data=/usr:ro"])),
+        ("plugin addresses", "pluginAddresses", json!(["db.example.com:5432"])),
+        ("plugin memory", "pluginMemory", json!("4GiB")),
+        ("plugin call time", "pluginCallTime", json!("1m 30s")),
+    ] {
+        assert_eq!(json[name], value, "{json}");
+        let shown = match value.as_array().map(|items| items.first()) {
+            Some(Some(item)) => item.as_str().unwrap(),
+            Some(None) => "none",
+            None => value.as_str().unwrap(),
+        };
+        let line = text.lines().find(|line| line.starts_with(label)).unwrap();
+        assert!(line.ends_with(&format!("  {shown}")), "{line}");
+    }
+    assert!(!text.contains("hunter2") && !json.to_string().contains("hunter2"));
+
+    let few_files = Command::new("sh")
+        .args(["-c", "ulimit -n 300 && exec \"$0\" config check", PROGRAM])
+        .output();
+    let few_files = Done::from(few_files.unwrap());
+    assert_eq!(few_files.code, Some(0), "{few_files:?}");
+    assert!(
+        few_files.stderr.contains("here 150 of 1024, with 300 files") && few_files.stderr.contains("ulimit -n"),
+        "{few_files:?}"
+    );
+
     let mistakes = run(
         &["config", "check"],
         &[("GRPC_ADDRESS", ":5443"), ("LOG_LEVEL", "loud")],
@@ -906,6 +953,13 @@ fn a_plugin_is_shown_and_refused_as_serve_refuses_it() {
         "{json}"
     );
 
+    let unknown = run(&["plugin", "inspect", "nosuch"], &[]);
+    assert_eq!(unknown.code, Some(64), "{unknown:?}");
+    assert!(
+        unknown.stderr.contains("no built-in plugin \"nosuch\"; there are: ") && unknown.stderr.contains("memory"),
+        "{unknown:?}"
+    );
+
     // The smallest component there is, and a file that is none.
     let folder = tempfile::tempdir().unwrap();
     let component = folder.path().join("empty.wasm");
@@ -913,7 +967,7 @@ fn a_plugin_is_shown_and_refused_as_serve_refuses_it() {
     let component = component.to_str().unwrap();
     let foreign = run(&["plugin", "inspect", component], &[]);
     assert!(foreign.stdout.contains("none of a storage plugin"), "{foreign:?}");
-    for plugin in [component, PROGRAM, "./missing"] {
+    for plugin in [component, PROGRAM, "./missing", "missing.wasm"] {
         let inspected = run(&["plugin", "inspect", plugin], &[]);
         let storage = [
             ("DATABROKER_STORAGE_TYPE", plugin),

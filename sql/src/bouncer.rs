@@ -7,22 +7,22 @@
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Row as _};
 
-use super::connect::{Connector, Established};
+use super::connect::Connector;
 use super::error::Error;
 
 /// How often to look: other clients of the same pooler may come in between.
 const ROUNDS: usize = 3;
 
 /// True if there is one.
-pub(crate) async fn is_between(connector: &Connector, first: &mut Established) -> Result<bool, Error> {
+pub(crate) async fn is_between(connector: &Connector, first: &mut PgConnection) -> Result<bool, Error> {
     let mut second = connector.connect().await?.connection;
     let mut found = false;
     for _ in 0..ROUNDS {
-        let outside = process(&mut first.connection).await?;
+        let outside = process(first).await?;
         // Keeps hold of one process, most often the one that was used last.
         sqlx::raw_sql("BEGIN").execute(&mut second).await?;
         let inside = process(&mut second).await?;
-        let again = process(&mut first.connection).await?;
+        let again = process(first).await?;
         sqlx::raw_sql("ROLLBACK").execute(&mut second).await?;
         if inside == outside || outside != again {
             found = true;

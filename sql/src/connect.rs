@@ -37,6 +37,8 @@ pub(crate) struct Established {
     pub(crate) route: Route,
     /// The number of the server's process. Behind a pooler it means nothing.
     pub(crate) process: i32,
+    /// True where its sessions do not write as they begin.
+    pub(crate) read_only: bool,
 }
 
 /// Makes connections.
@@ -127,7 +129,8 @@ impl Connector {
         Ok(addresses)
     }
 
-    fn patience(&self) -> Duration {
+    /// How long one server may take.
+    pub(crate) fn patience(&self) -> Duration {
         self.settings.connect_timeout.unwrap_or(LONGEST)
     }
 
@@ -148,6 +151,7 @@ impl Connector {
                 connection,
                 route,
                 process: server.process,
+                read_only: server.read_only,
             })
         };
         let patience = self.patience();
@@ -172,7 +176,7 @@ impl Connector {
             TlsMode::Prefer => &[true, false],
             TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => &[true],
         };
-        let mut first = None;
+        let mut problem = None;
         for tls in ways {
             let route = route(*tls);
             let connected = match self.options(&route).await {
@@ -186,12 +190,15 @@ impl Connector {
                     if matches!(error.kind(), ErrorKind::Settings)
                         && error.code().is_none_or(|code| code == "28000") =>
                 {
-                    first.get_or_insert(error);
+                    // What the server says of the client is worth more than that it has no TLS, which was not required.
+                    if problem.is_none() || error.code().is_some() {
+                        problem = Some(error);
+                    }
                 }
                 Err(error) => return Err(error),
             }
         }
-        Err(first.unwrap_or_else(|| Error::new(ErrorKind::Unreachable, "there is no way to connect")))
+        Err(problem.unwrap_or_else(|| Error::new(ErrorKind::Unreachable, "there is no way to connect")))
     }
 
     /// What the library needs to connect over a route, once. With TLS, the connection is half made already.

@@ -27,7 +27,7 @@ pub enum ErrorKind {
     Full,
     /// It took longer than it may, or was cancelled.
     Timeout,
-    /// The answer has more rows or bytes than it may.
+    /// The answer has more rows or bytes than it may, or what was sent is beyond what the server can do.
     TooLarge,
     /// The statement itself is wrong, or the rows forbid it.
     Statement,
@@ -58,7 +58,8 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// A failure. Its text has no password and no row.
+/// A failure. Its text has no password. Of the kind [`ErrorKind::Statement`] it may hold a part of a value: the server says
+/// what it could not read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
@@ -68,7 +69,8 @@ pub struct Error {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+    /// A failure that no server has told of.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             code: None,
@@ -96,10 +98,9 @@ impl Error {
 
     /// True where the connection is of no more use.
     pub(crate) fn breaks_connection(&self) -> bool {
-        matches!(
-            self.kind,
-            ErrorKind::Unreachable | ErrorKind::FailingOver | ErrorKind::TooLarge
-        ) || (self.kind == ErrorKind::Timeout && self.code.is_none())
+        matches!(self.kind, ErrorKind::Unreachable | ErrorKind::FailingOver)
+            // Found here, in the middle of an answer.
+            || (self.code.is_none() && matches!(self.kind, ErrorKind::TooLarge | ErrorKind::Timeout))
     }
 
     /// True where another server may have to be looked for.
@@ -151,14 +152,16 @@ fn of_code(code: &str) -> ErrorKind {
     match (class, code) {
         ("28", _) | (_, "3D000" | "42501" | "3F000") => ErrorKind::Settings,
         (_, "53300") => ErrorKind::OutOfConnections,
-        // Shutting down, crashed, starting up; and a standby that cancels a query to catch up with its primary.
-        (_, "57P01" | "57P02" | "57P03" | "57P05") => ErrorKind::FailingOver,
+        // Shutting down, crashed, starting up.
+        (_, "57P01" | "57P02" | "57P03") => ErrorKind::FailingOver,
         (_, "25006") => ErrorKind::ReadOnly,
         (_, "40001" | "40P01") => ErrorKind::Conflict,
         (_, "53100" | "53200") => ErrorKind::Full,
         (_, "57014" | "55P03") => ErrorKind::Timeout,
-        // Ended while it idled within a transaction.
-        ("08", _) | (_, "25P03" | "25P04" | "57P04") => ErrorKind::Unreachable,
+        // A key that no index takes, an expression that is nested too deep, and the like.
+        ("54", _) => ErrorKind::TooLarge,
+        // Ended by the server: it idled (within a transaction, or at all), took too long, or its database was removed.
+        ("08", _) | (_, "25P03" | "25P04" | "57P04" | "57P05") => ErrorKind::Unreachable,
         _ => ErrorKind::Statement,
     }
 }
@@ -180,6 +183,8 @@ mod tests {
             ("40P01", ErrorKind::Conflict),
             ("53100", ErrorKind::Full),
             ("57014", ErrorKind::Timeout),
+            ("54000", ErrorKind::TooLarge),
+            ("57P05", ErrorKind::Unreachable),
             ("23505", ErrorKind::Statement),
             ("", ErrorKind::Statement),
         ] {

@@ -16,7 +16,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use super::connect::{Connector, Established, Route};
+use super::connect::{Connector, Route};
 use super::connection_string::ConnectionString;
 use super::error::{Error, ErrorKind};
 use super::statement::{self, Rows, Statement};
@@ -29,7 +29,7 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How long that, a rollback or a cancellation may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a pool has done, for metrics.
+/// What a pool has done, for metrics. The numbers mean what those of Go's `pgxpool` do, which Pomerium shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStatistics {
     /// Connections at most.
@@ -38,12 +38,18 @@ pub struct PoolStatistics {
     pub idle: u64,
     /// Connections that work.
     pub acquired: u64,
+    /// Connections that are being made.
+    pub constructing: u64,
     /// How often a connection was handed out.
     pub acquire_count: u64,
-    /// How long callers have waited for one, all together.
+    /// How long that took, all together.
     pub acquire_time: Duration,
-    /// How often a caller had to wait, or a connection had to be made.
+    /// How often a caller had to wait before that, or a connection had to be made.
     pub empty_acquire_count: u64,
+    /// How long that took, all together.
+    pub empty_acquire_time: Duration,
+    /// How often a caller went away, or ran out of patience, before there was one.
+    pub canceled_acquire_count: u64,
     /// Connections that were made.
     pub new_connections: u64,
     /// Connections that were closed because of their age.
@@ -67,14 +73,20 @@ pub(crate) struct Shared {
     generation: AtomicU64,
     /// True behind a pooler that gives each transaction another connection of the server.
     pub(crate) bounced: AtomicBool,
+    /// True where the server of the newest connection takes no writes.
+    read_only: AtomicBool,
     counters: Counters,
 }
 
 #[derive(Debug, Default)]
 struct Counters {
     acquired: AtomicU64,
-    waited_nanoseconds: AtomicU64,
+    acquiring_nanoseconds: AtomicU64,
     empty: AtomicU64,
+    empty_nanoseconds: AtomicU64,
+    canceled: AtomicU64,
+    /// Those that are being made now; all others only grow.
+    constructing: AtomicU64,
     made: AtomicU64,
     lifetime_closed: AtomicU64,
     idle_closed: AtomicU64,
@@ -82,6 +94,37 @@ struct Counters {
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts what has not come to its end when it is dropped.
+struct Unless<'c>(Option<&'c AtomicU64>);
+
+impl Unless<'_> {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unless<'_> {
+    fn drop(&mut self) {
+        self.0.into_iter().for_each(count);
+    }
+}
+
+/// Counts as one for as long as it is there.
+struct While<'c>(&'c AtomicU64);
+
+impl<'c> While<'c> {
+    fn new(counter: &'c AtomicU64) -> Self {
+        count(counter);
+        Self(counter)
+    }
+}
+
+impl Drop for While<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A connection of the pool.
@@ -112,11 +155,20 @@ impl Pool {
             idle: Mutex::default(),
             generation: AtomicU64::new(0),
             bounced: AtomicBool::new(false),
+            read_only: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let mut first = shared.connector.connect().await?;
-        count(&shared.counters.made);
-        if bouncer::is_between(&shared.connector, &mut first).await? {
+        let mut first = shared.make().await?;
+        let looking = bouncer::is_between(&shared.connector, &mut first.connection);
+        let bounced = timeout(shared.connector.patience() * 2, looking)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::new(
+                    ErrorKind::Unreachable,
+                    "the server does not answer any more",
+                ))
+            })?;
+        if bounced {
             shared.bounced.store(true, Ordering::Relaxed);
             tracing::warn!(
                 "a pooler that changes connections between transactions is in front of Postgres: statements are not prepared, \
@@ -124,8 +176,13 @@ impl Pool {
                  session mode, for better speed"
             );
         }
-        let member = shared.member(first);
-        shared.idle.lock().push(member);
+        if shared.read_only.load(Ordering::Relaxed) {
+            tracing::warn!(
+                "the database takes no writes: it is a standby, or default_transaction_read_only is on; reads work, and writes fail \
+                 until that changes; where the connection string names several servers, set target_session_attrs=read-write"
+            );
+        }
+        shared.idle.lock().push(first);
         tokio::spawn(keep_healthy(Arc::downgrade(&shared)));
         Ok(Self(shared))
     }
@@ -134,6 +191,12 @@ impl Pool {
     #[must_use]
     pub fn is_bounced(&self) -> bool {
         self.0.bounced.load(Ordering::Relaxed)
+    }
+
+    /// True where the server that was connected to last takes no writes: a standby, or one that was set so.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.0.read_only.load(Ordering::Relaxed)
     }
 
     /// Runs one statement by itself. `wait` bounds the waiting for a connection.
@@ -178,13 +241,17 @@ impl Pool {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let max = u64::from(shared.connector.settings().pool.max_connections);
         let free = u64::try_from(shared.permits.available_permits()).unwrap_or(u64::MAX);
+        let constructing = get(&shared.counters.constructing);
         PoolStatistics {
             max_connections: max,
             idle: u64::try_from(shared.idle.lock().len()).unwrap_or(u64::MAX),
-            acquired: max.saturating_sub(free),
+            acquired: max.saturating_sub(free).saturating_sub(constructing),
+            constructing,
             acquire_count: get(&shared.counters.acquired),
-            acquire_time: Duration::from_nanos(get(&shared.counters.waited_nanoseconds)),
+            acquire_time: Duration::from_nanos(get(&shared.counters.acquiring_nanoseconds)),
             empty_acquire_count: get(&shared.counters.empty),
+            empty_acquire_time: Duration::from_nanos(get(&shared.counters.empty_nanoseconds)),
+            canceled_acquire_count: get(&shared.counters.canceled),
             new_connections: get(&shared.counters.made),
             lifetime_closed: get(&shared.counters.lifetime_closed),
             idle_closed: get(&shared.counters.idle_closed),
@@ -192,36 +259,57 @@ impl Pool {
     }
 
     async fn acquire(&self, wait: Duration) -> Result<Acquired, Error> {
+        let counters = &self.0.counters;
         let began = Instant::now();
-        let acquired = timeout(wait, self.acquire_in_time()).await.unwrap_or_else(|_| {
-            Err(Error::new(
+        let canceled = Unless(Some(&counters.canceled));
+        let Ok(permitted) = timeout(wait, self.permit()).await else {
+            return Err(Error::new(
                 ErrorKind::OutOfConnections,
                 format!(
                     "no connection to Postgres within {} ms, of {} in the pool: set pool_max_conns higher, or look what holds them",
                     wait.as_millis(),
                     self.0.connector.settings().pool.max_connections
                 ),
-            ))
-        });
-        let waited = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.0.counters.waited_nanoseconds.fetch_add(waited, Ordering::Relaxed);
-        count(&self.0.counters.acquired);
-        acquired
+            ));
+        };
+        let (permit, waited) = permitted?;
+        // From here on more connections in the pool would not help.
+        let left = wait.saturating_sub(began.elapsed());
+        let Ok(outcome) = timeout(left, self.acquire_with(permit)).await else {
+            return Err(Error::new(
+                ErrorKind::Unreachable,
+                format!("no server of Postgres answers within {} ms", left.as_millis()),
+            ));
+        };
+        canceled.done();
+        let (acquired, made) = outcome?;
+        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        count(&counters.acquired);
+        counters.acquiring_nanoseconds.fetch_add(took, Ordering::Relaxed);
+        if waited || made {
+            count(&counters.empty);
+            counters.empty_nanoseconds.fetch_add(took, Ordering::Relaxed);
+        }
+        Ok(acquired)
     }
 
-    async fn acquire_in_time(&self) -> Result<Acquired, Error> {
+    /// Leave to use a connection, and whether it had to be waited for.
+    async fn permit(&self) -> Result<(OwnedSemaphorePermit, bool), Error> {
+        let permits = &self.0.permits;
+        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+            return Ok((permit, false));
+        }
+        let waiting = Arc::clone(permits).acquire_owned();
+        // Nothing closes the semaphore.
+        let permit = waiting
+            .await
+            .map_err(|error| Error::new(ErrorKind::OutOfConnections, error.to_string()))?;
+        Ok((permit, true))
+    }
+
+    /// A connection, and whether it had to be made.
+    async fn acquire_with(&self, permit: OwnedSemaphorePermit) -> Result<(Acquired, bool), Error> {
         let shared = &self.0;
-        let permit = match Arc::clone(&shared.permits).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                count(&shared.counters.empty);
-                let waiting = Arc::clone(&shared.permits).acquire_owned();
-                // Nothing closes the semaphore.
-                waiting
-                    .await
-                    .map_err(|error| Error::new(ErrorKind::OutOfConnections, error.to_string()))?
-            }
-        };
         loop {
             let Some(mut member) = shared.idle.lock().pop() else {
                 break;
@@ -232,32 +320,38 @@ impl Pool {
             let lives = member.used.elapsed() < FRESH
                 || matches!(timeout(PATIENCE, member.connection.ping()).await, Ok(Ok(())));
             if lives {
-                return Ok(Acquired::new(shared, member, permit));
+                return Ok((Acquired::new(shared, member, permit), false));
             }
             shared.move_on();
         }
-        count(&shared.counters.empty);
-        let established = shared.connector.connect().await?;
-        count(&shared.counters.made);
-        Ok(Acquired::new(shared, shared.member(established), permit))
+        let member = shared.make().await?;
+        Ok((Acquired::new(shared, member, permit), true))
     }
 }
 
 impl Shared {
-    fn member(&self, established: Established) -> Member {
+    /// Makes a connection.
+    async fn make(&self) -> Result<Member, Error> {
+        // Of before: a failure meanwhile may be this server's too.
+        let generation = self.generation.load(Ordering::Relaxed);
+        let constructing = While::new(&self.counters.constructing);
+        let established = self.connector.connect().await?;
+        drop(constructing);
+        self.read_only.store(established.read_only, Ordering::Relaxed);
+        count(&self.counters.made);
         let pool = &self.connector.settings().pool;
         let now = Instant::now();
         let jitter = pool.lifetime_jitter.mul_f64(rand::random());
         let far = now + Duration::from_secs(86_400 * 365);
         let lifetime = pool.max_lifetime.checked_add(jitter);
-        Member {
+        Ok(Member {
             connection: established.connection,
             route: established.route,
             process: established.process,
-            generation: self.generation.load(Ordering::Relaxed),
+            generation,
             ends: lifetime.and_then(|lifetime| now.checked_add(lifetime)).unwrap_or(far),
             used: now,
-        }
+        })
     }
 
     /// Ends all connections that were made so far, as they come back.
@@ -297,11 +391,9 @@ async fn keep_healthy(pool: std::sync::Weak<Shared>) {
                 break;
             };
             // Whoever needs one next will be told why there is none.
-            let Ok(established) = shared.connector.connect().await else {
+            let Ok(member) = shared.make().await else {
                 break;
             };
-            count(&shared.counters.made);
-            let member = shared.member(established);
             shared.idle.lock().push(member);
             drop(permit);
         }
@@ -355,8 +447,7 @@ impl Acquired {
         match &result {
             // Its answer, or the rest of it, is still to come.
             Err(error)
-                if matches!(error.kind(), ErrorKind::TooLarge)
-                    || (error.kind() == ErrorKind::Timeout && error.code().is_none()) => {}
+                if error.code().is_none() && matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::Timeout) => {}
             // A value that cannot be read leaves the rest of the answer unread.
             Err(error) if error.kind() == ErrorKind::Statement && error.code().is_none() => {}
             _ => self.busy = false,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
-use sqlx::{AssertSqlSafe, Column as _, Either, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Either, PgConnection};
 
 use super::error::{Error, ErrorKind};
 use super::value::{Parameter, Value, read_row};
@@ -26,8 +26,6 @@ pub struct Statement<'s> {
 /// What a statement gives.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
-    /// The names of the columns; none where there is no row.
-    pub columns: Vec<String>,
     /// The rows, each with one value per column.
     pub rows: Vec<Vec<Value>>,
     /// How many rows were written, or read.
@@ -80,9 +78,6 @@ async fn run_to_end(connection: &mut PgConnection, statement: &Statement<'_>, pr
                         statement.max_rows, statement.max_bytes
                     );
                     return Err(Error::new(ErrorKind::TooLarge, problem));
-                }
-                if result.columns.is_empty() {
-                    result.columns = row.columns().iter().map(|column| column.name().to_owned()).collect();
                 }
                 result.rows.push(values);
             }

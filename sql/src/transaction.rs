@@ -46,9 +46,11 @@ impl Transaction {
             Isolation::RepeatableRead => "REPEATABLE READ",
             Isolation::Serializable => "SERIALIZABLE",
         };
-        let access = if options.read_only { "READ ONLY" } else { "READ WRITE" };
+        // Never READ WRITE: a server that was set to take no writes, by an operator or because its disk is nearly full, would
+        // take them all the same; and a standby refuses it even where nothing is written.
+        let access = if options.read_only { ", READ ONLY" } else { "" };
         let sql = format!(
-            "BEGIN ISOLATION LEVEL {isolation}, {access}; SET LOCAL idle_in_transaction_session_timeout = {}",
+            "BEGIN ISOLATION LEVEL {isolation}{access}; SET LOCAL idle_in_transaction_session_timeout = {}",
             IDLE.as_millis()
         );
         acquired.in_transaction = true;
@@ -56,7 +58,6 @@ impl Transaction {
             acquired,
             failed: false,
         };
-        // A standby refuses to begin what may write.
         transaction.command(sql).await?;
         Ok(transaction)
     }

@@ -3,6 +3,7 @@ module databroker-host/tests/pomerium
 go 1.26
 
 require (
+	github.com/jackc/pgx/v5 v5.8.0
 	github.com/pomerium/pomerium v0.32.0
 	github.com/rs/zerolog v1.34.0
 	github.com/volatiletech/null/v9 v9.0.0
@@ -103,7 +104,6 @@ require (
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/jackc/pgpassfile v1.0.0 // indirect
 	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
-	github.com/jackc/pgx/v5 v5.8.0 // indirect
 	github.com/jackc/puddle/v2 v2.2.2 // indirect
 	github.com/johannesboyne/gofakes3 v0.0.0-20250916175020-ebf3e50324d3 // indirect
 	github.com/jxskiss/base62 v1.1.0 // indirect

@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use databroker_sql::PoolStatistics;
 
 pub use reopening::{Availability, Event, Reopened, Reopener, Reopenings};
 
 use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp, Version};
+use crate::telemetry::metrics::Reading;
 
 /// A store of records, opened.
 ///
@@ -93,11 +95,6 @@ pub trait Backend: Send + Sync + 'static {
     fn runtime(&self) -> Runtime {
         Runtime::default()
     }
-
-    /// What tells when the store has stopped and was opened again; for the one who stands in front of it, once.
-    fn reopenings(&self) -> Reopenings {
-        Reopenings::never()
-    }
 }
 
 /// Why a call failed. The texts are for the operator, free of secrets and of record data.
@@ -155,7 +152,7 @@ pub struct Position {
 }
 
 /// What opening a store found.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct StoreInfo {
     /// One line for the operator.
     pub summary: String,
@@ -165,6 +162,8 @@ pub struct StoreInfo {
     pub durable: bool,
     /// Where the store stands.
     pub position: Position,
+    /// What tells when it has stopped and was opened again, for the one who stands in front of it.
+    pub reopenings: Reopenings,
 }
 
 /// An ordered list of steps that are applied as one.
@@ -400,6 +399,25 @@ pub struct Runtime {
     pub restarts: u64,
     /// How often it was refused what it is not granted, by kind.
     pub refusals: Vec<(&'static str, u64)>,
+    /// The database that it reaches by way of the host; none for most.
+    pub database: Option<DatabaseRuntime>,
+}
+
+/// What a plugin's database has done for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseRuntime {
+    /// The first server of its connection string, and the database there.
+    pub name: String,
+    /// Its connections; none until there is one.
+    pub pool: Option<PoolStatistics>,
+    /// True behind a pooler that gives each transaction another connection.
+    pub pooled: bool,
+    /// True where its server takes no writes at present.
+    pub read_only: bool,
+    /// What was asked of it has ended so often, by how it did: `ok`, or the kind of failure.
+    pub outcomes: Vec<(&'static str, u64)>,
+    /// How long it took until then.
+    pub durations: Reading,
 }
 
 /// Which plugin it is.

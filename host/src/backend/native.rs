@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{
     Backend, BackendError, Batch, Change, ChangesPage, ChangesRequest, EvictRequest, Evicted, Hint, LeaseAction,
-    LeaseRequest, Observed, Operation, Outcome, PageBounds, Position, Pruned, PutResult, Refusal, ScanPage,
+    LeaseRequest, Observed, Operation, Outcome, PageBounds, Position, Pruned, PutResult, Refusal, Reopenings, ScanPage,
     ScanRequest, Statistics, StoreInfo, TypeStatistics,
 };
 use crate::data::Descriptors;
@@ -63,6 +63,7 @@ impl Native {
             shared: false,
             durable: false,
             position: store.position().into(),
+            reopenings: Reopenings::never(),
         };
         let native = Self {
             store: Mutex::new(store),

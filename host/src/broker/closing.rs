@@ -11,7 +11,7 @@ use tokio::sync::RwLock;
 
 use crate::backend::{
     Backend, BackendError, Batch, ChangesPage, ChangesRequest, EvictRequest, Evicted, LeaseRequest, Observed, Position,
-    Pruned, PutResult, Reopenings, ScanPage, ScanRequest, Statistics,
+    Pruned, PutResult, ScanPage, ScanRequest, Statistics,
 };
 use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp};
 
@@ -123,9 +123,5 @@ impl Backend for Closing {
 
     async fn measure(&self) -> Result<Statistics, BackendError> {
         self.call(self.backend.measure()).await
-    }
-
-    fn reopenings(&self) -> Reopenings {
-        self.backend.reopenings()
     }
 }

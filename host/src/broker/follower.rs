@@ -18,6 +18,9 @@ const PAGE: PageBounds = PageBounds {
     records: 1024,
     bytes: 1 << 20,
 };
+/// Most pages that are read in one go: more changes than a hub holds by default. Whoever reads them, the writer above all, has
+/// other things to do.
+const PAGES: usize = 64;
 /// How long to wait after a failure; it doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest wait after a failure.
@@ -60,14 +63,7 @@ impl Follower {
         let now = self.backend.wait(seen.unwrap_or_default()).await?;
         let is_new = |part: fn(&Observed) -> u64| seen.as_ref().is_none_or(|seen| part(seen) != part(&now));
         if is_new(|observed| observed.options_revision) || is_new(|observed| observed.server_version) {
-            loop {
-                let before = self.options.all();
-                let listed = self.backend.list_options().await?;
-                // Options that this host sets meanwhile are not in the list; it is read again then.
-                if self.options.replace_unchanged(&before, listed) {
-                    break;
-                }
-            }
+            self.options.refresh(&*self.backend).await?;
             self.hub.options_changed();
         }
         if is_new(|observed| observed.services_revision) {
@@ -84,7 +80,9 @@ impl Follower {
     }
 }
 
-/// Brings the hub up to the store's newest change, by reading the change log from where the hub stands.
+/// Brings the hub up to the store's newest change, by reading the change log from where the hub stands. Where that is
+/// further than can be read in one go, the hub begins again with what is new, and the streams read for themselves what is
+/// in between.
 ///
 /// # Errors
 ///
@@ -92,7 +90,7 @@ impl Follower {
 /// pruned or cleared does not keep the host busy.
 pub async fn catch_up(backend: &dyn Backend, hub: &Hub) -> Result<(), BackendError> {
     let mut began_again = false;
-    loop {
+    for _ in 0..PAGES {
         let (server_version, latest_version) = hub.position();
         let request = ChangesRequest {
             after: latest_version,
@@ -125,4 +123,6 @@ pub async fn catch_up(backend: &dyn Backend, hub: &Hub) -> Result<(), BackendErr
             return Ok(());
         }
     }
+    hub.reset(backend.current().await?);
+    Ok(())
 }

@@ -36,6 +36,8 @@ struct Granted {
     by_name: HashMap<String, Grant>,
     /// Of all of them.
     bytes: usize,
+    /// True once there was no room for one, which is told.
+    has_overflown: bool,
 }
 
 struct Grant {
@@ -161,6 +163,13 @@ impl Granted {
             self.bytes = self.bytes.saturating_add(bytes);
             let id = id.to_owned();
             self.by_name.insert(name.to_owned(), Grant { id, until });
+        } else if !std::mem::replace(&mut self.has_overflown, true) {
+            tracing::warn!(
+                leases = self.by_name.len(),
+                bytes = self.bytes,
+                "more leases are held than are remembered: if the storage plugin stops, the others may get a second holder; \
+                 this is told once"
+            );
         }
         Claim::Free { before: None }
     }
@@ -192,6 +201,8 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded_and_what_has_run_out_makes_room() {
+        let log = crate::component::tests::Log::default();
+        let _recording = log.record();
         let mut granted = Granted::default();
         let name = |number: usize| format!("{number:0>1000}");
         let mut claim = |number, id: &str, until, now| {
@@ -202,6 +213,8 @@ mod tests {
         for number in 0..2000 {
             assert_eq!(claim(number, "a", 10, 0), FREE);
         }
+        let told = log.text().matches("more leases are held than are remembered").count();
+        assert_eq!(told, 1, "{}", log.text());
         assert_eq!(claim(0, "b", 20, 9), Claim::HeldByAnother);
         assert_eq!(claim(1999, "b", 20, 9), FREE, "it did not fit");
         assert_eq!(claim(1999, "a", 30, 20), FREE);

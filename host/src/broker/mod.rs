@@ -12,6 +12,7 @@ mod error;
 mod follower;
 mod hub;
 mod leases;
+mod listings;
 mod options;
 mod patch;
 mod query;
@@ -35,6 +36,7 @@ use self::closing::Closing;
 use self::follower::Follower;
 use self::hub::Hub;
 use self::leases::Leases;
+use self::listings::Listings;
 use self::options::OptionsTable;
 use self::patch::Patcher;
 use self::registry::Registry;
@@ -208,6 +210,7 @@ pub struct Broker {
     leases: Leases,
     patcher: Patcher,
     registry: Registry,
+    listings: Arc<Listings>,
     /// The room for records that queries hold.
     query_room: Semaphore,
     clock: fn() -> Timestamp,
@@ -227,15 +230,14 @@ impl Broker {
         descriptors: Arc<Descriptors>,
     ) -> Result<Arc<Self>, BrokerError> {
         let backend: Arc<dyn Backend> = Arc::new(Closing::new(backend));
-        let reopenings = backend.reopenings();
-        let availability = reopenings.watch();
+        let availability = info.reopenings.watch();
         let clock = config.clock;
         let hub = Arc::new(Hub::new(info.position, config.hub_bytes));
         let options = Arc::new(OptionsTable::default());
         options.replace(backend.list_options().await?);
         let writer = Writer::start(
             Arc::clone(&backend),
-            reopenings,
+            info.reopenings,
             info.shared,
             Arc::clone(&hub),
             Arc::clone(&options),
@@ -243,6 +245,7 @@ impl Broker {
         );
         writer.set_required_options().await?;
 
+        let listings = Arc::new(Listings::new(Arc::clone(&backend)));
         let services = watch::Sender::new(());
         let retention = Retention {
             writer: writer.clone(),
@@ -269,11 +272,13 @@ impl Broker {
             patcher: Patcher::default(),
             registry: Registry {
                 backend: Arc::clone(&backend),
+                listings: Arc::clone(&listings),
                 hub: Arc::clone(&hub),
                 changed: services,
                 ttl: config.service_ttl,
                 clock,
             },
+            listings,
             query_room: Semaphore::new(query::ROOM_UNITS),
             backend,
             hub,
@@ -349,6 +354,7 @@ impl Broker {
         &self,
         start: SyncStart,
     ) -> Result<BoxStream<'static, Result<SyncItem, BrokerError>>, BrokerError> {
+        self.know_options().await?;
         sync::sync(self.sources(), self.shared, start).await
     }
 
@@ -357,13 +363,14 @@ impl Broker {
         &self,
         record_type: Option<String>,
     ) -> Result<BoxStream<'static, Result<SyncLatestItem, BrokerError>>, BrokerError> {
+        self.know_options().await?;
         sync::sync_latest(self.sources(), record_type).await
     }
 
     /// Lists the types that have live records, ascending.
     pub async fn list_types(&self) -> Result<Vec<String>, BrokerError> {
         self.refuse_after_shutdown()?;
-        Ok(self.backend.types().await?)
+        self.listings.types().await
     }
 
     /// Says where the store stands.
@@ -383,7 +390,17 @@ impl Broker {
     pub async fn get_options(&self, record_type: String) -> Result<Options, BrokerError> {
         self.refuse_after_shutdown()?;
         refuse_empty_type(&record_type)?;
+        self.know_options().await?;
         self.options.get(&record_type).ok_or(BrokerError::OptionsNotFound)
+    }
+
+    /// Looks what options other hosts of a shared store have set; who asks must not be told what they were a moment ago.
+    async fn know_options(&self) -> Result<(), BrokerError> {
+        self.refuse_after_shutdown()?;
+        if self.shared {
+            self.options.refresh(&*self.backend).await?;
+        }
+        Ok(())
     }
 
     /// Replaces a type's options; returns them as they are kept.
@@ -542,17 +559,17 @@ impl Broker {
             .into_iter()
             .zip(stored.records)
             .map(|(write, stored)| match stored {
-                StoredRecord::Written(change) => {
-                    let data = if write.delete {
+                StoredRecord::Written(change) => Record {
+                    version: change.record.version,
+                    key: write.key,
+                    data: if write.delete {
                         write.data
                     } else {
                         change.record.data.clone()
-                    };
-                    Record {
-                        data,
-                        ..change.record.clone()
-                    }
-                }
+                    },
+                    modified_at: change.record.modified_at,
+                    deleted_at: change.record.deleted_at,
+                },
                 StoredRecord::Missing => {
                     let now = (self.clock)();
                     Record {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
+use crate::backend::{Backend, BackendError};
 use crate::record::Options;
 
 /// A copy of the backend's options: replaced whole when they change, so that readers hold what they have read.
@@ -32,7 +33,7 @@ impl OptionsTable {
 
     /// Replaces the whole table, unless it was changed since `before` was taken from it; says whether it has. What was read
     /// from a store while somebody set options may be older than those.
-    pub fn replace_unchanged(
+    fn replace_unchanged(
         &self,
         before: &Arc<BTreeMap<String, Options>>,
         options: impl IntoIterator<Item = (String, Options)>,
@@ -43,6 +44,22 @@ impl OptionsTable {
             *table = Arc::new(options.into_iter().collect());
         }
         is_unchanged
+    }
+
+    /// Reads all of it from the backend. Options that this host sets meanwhile are not in what was read, which is then read
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// The backend's.
+    pub async fn refresh(&self, backend: &dyn Backend) -> Result<(), BackendError> {
+        loop {
+            let before = self.all();
+            let listed = backend.list_options().await?;
+            if self.replace_unchanged(&before, listed) {
+                return Ok(());
+            }
+        }
     }
 
     /// Replaces one type's options; none removes them.

@@ -245,7 +245,7 @@ impl Search<'_> {
     async fn look_up_ids(&self, ids: &[String], take: &mut Take<'_>) -> Result<(), BrokerError> {
         let types = match &self.record_type {
             Some(record_type) => vec![record_type.clone()],
-            None => self.broker.backend.types().await?,
+            None => self.broker.listings.types().await?,
         };
         for record_type in types {
             // In parts, so that not all of them are held at once.

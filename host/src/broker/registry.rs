@@ -1,5 +1,7 @@
 //! The registry: services that stay listed for as long as they are reported.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use tokio::sync::watch;
 
 use super::BrokerError;
 use super::hub::Hub;
+use super::listings::Listings;
 use crate::backend::Backend;
 use crate::record::{Service, Timestamp};
 
@@ -16,6 +19,8 @@ use crate::record::{Service, Timestamp};
 pub struct Registry {
     /// Where services are kept.
     pub backend: Arc<dyn Backend>,
+    /// Where they are listed.
+    pub listings: Arc<Listings>,
     /// Knows when streams end.
     pub hub: Arc<Hub>,
     /// Told whenever services change, and when the process goes down.
@@ -38,10 +43,7 @@ impl Registry {
 
     /// The services of these kinds; no kinds means all.
     pub async fn list(&self, kinds: &[i32]) -> Result<Vec<Service>, BrokerError> {
-        let mut services = self.backend.list_services((self.clock)()).await?;
-        services.retain(|service| kinds.is_empty() || kinds.contains(&service.kind));
-        services.sort();
-        Ok(services)
+        self.listings.services(kinds, (self.clock)()).await
     }
 
     /// Streams the list, at once and whenever it changes. Nothing tells when a service runs out, so it looks now and then.
@@ -55,6 +57,7 @@ impl Registry {
             registry: self,
             kinds,
             changed,
+            digests: RandomState::new(),
             sent: None,
             ready: Some(first),
         };
@@ -73,8 +76,9 @@ struct Watch {
     registry: Registry,
     kinds: Vec<i32>,
     changed: watch::Receiver<()>,
-    /// What the client knows.
-    sent: Option<Vec<Service>>,
+    digests: RandomState,
+    /// The digest of what the client knows, since thousands of streams must not hold a list each.
+    sent: Option<u64>,
     /// What was read and not sent yet.
     ready: Option<Vec<Service>>,
 }
@@ -89,10 +93,11 @@ impl Watch {
                 Some(services) => services,
                 None => self.registry.list(&self.kinds).await?,
             };
-            if self.sent.as_ref() != Some(&services) {
-                self.sent = Some(services.clone());
+            let digest = self.digests.hash_one(&services);
+            if self.sent.replace(digest) != Some(digest) {
                 return Ok(services);
             }
+            drop(services);
             let look_again = self.registry.ttl / 10;
             tokio::select! {
                 _ = self.changed.changed() => {}

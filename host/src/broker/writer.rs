@@ -461,7 +461,8 @@ impl WriterTask {
             return Vec::new();
         }
         // The backend gets a copy, of which the record data is shared, and what is left makes the records.
-        let result = match self.backend.put(batches.clone(), now).await {
+        let putting = self.backend.put(batches.clone(), now);
+        let result = match tokio::join!(putting, self.know_options()).0 {
             Ok(result) => result,
             Err(error) => {
                 self.doubt(&error);
@@ -471,8 +472,8 @@ impl WriterTask {
         };
         let server_version = result.server_version;
         let mut changes = Vec::new();
-        // How many records were stored of each type with a capacity.
-        let mut capped: BTreeMap<String, usize> = BTreeMap::new();
+        // How many records were stored of each type.
+        let mut of_types: BTreeMap<String, usize> = BTreeMap::new();
         let mut answers = Vec::with_capacity(replies.len());
         let mut alone = Vec::new();
         let is_alone = batches.len() == 1;
@@ -485,10 +486,11 @@ impl WriterTask {
                         .zip(outcomes)
                         .map(|(step, outcome)| {
                             if matches!(outcome, Outcome::Stored(_)) {
-                                if let Some(stored) = capped.get_mut(&step.key.record_type) {
-                                    *stored += 1;
-                                } else if self.has_capacity(&step.key.record_type) {
-                                    capped.insert(step.key.record_type.clone(), 1);
+                                match of_types.get_mut(&step.key.record_type) {
+                                    Some(stored) => *stored += 1,
+                                    None => {
+                                        of_types.insert(step.key.record_type.clone(), 1);
+                                    }
                                 }
                             }
                             written(step, outcome, now)
@@ -522,7 +524,7 @@ impl WriterTask {
             answers.push((reply, answer));
         }
         self.publish(changes).await;
-        for (record_type, stored) in capped {
+        for (record_type, stored) in of_types {
             self.enforce_capacity(record_type, stored).await;
         }
         for (reply, answer) in answers {
@@ -531,10 +533,14 @@ impl WriterTask {
         alone
     }
 
-    fn has_capacity(&self, record_type: &str) -> bool {
-        self.options
-            .get(record_type)
-            .is_some_and(|options| options.capacity.is_some())
+    /// Looks what other hosts of a shared store have set, since a capacity counts for the next put through any of them. Where
+    /// that fails, what is known already counts.
+    async fn know_options(&self) {
+        if self.shared
+            && let Err(error) = self.options.refresh(&*self.backend).await
+        {
+            tracing::debug!(%error, "could not look for changed options");
+        }
     }
 
     async fn publish(&self, changes: Vec<Arc<Change>>) {

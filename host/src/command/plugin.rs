@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::CommandError;
 use super::output::{Output, OutputFlags};
 use crate::component::{Need, Offer, Plugin, Source, built_ins, needs, offer};
+use crate::settings::looks_like_file;
 
 /// What to do with a plugin.
 #[derive(Subcommand, Debug)]
@@ -34,7 +35,10 @@ impl InspectFlags {
     /// What `serve` would say of a plugin that it does not take.
     pub fn run(self) -> Result<(), CommandError> {
         let source = match self.plugin.to_str() {
-            Some(name) if built_ins().contains(&name) => Source::BuiltIn(name.to_owned()),
+            // What looks like no file, and is none, is a name that is not known.
+            Some(name) if built_ins().contains(&name) || !(looks_like_file(name) || self.plugin.exists()) => {
+                Source::BuiltIn(name.to_owned())
+            }
             _ => Source::File(self.plugin),
         };
         let inspection = Plugin::inspect(&source).map_err(|error| super::not_opened(error.into()))?;

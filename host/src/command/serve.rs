@@ -19,8 +19,9 @@ use tokio::task::JoinSet;
 
 use super::setting_flags::SettingFlags;
 use super::{CommandError, Environment};
-use crate::broker::{self, Broker};
-use crate::component;
+use crate::backend::{Backend, BackendError, StoreInfo};
+use crate::broker::Broker;
+use crate::component::{self, OpenError};
 use crate::data::Descriptors;
 use crate::grpc::auth::Guard;
 use crate::listener::listen;
@@ -29,6 +30,10 @@ use crate::server;
 use crate::settings::{self, Address, Changes, Mistakes, Notice, Settings, SharedSecret};
 use crate::telemetry::{self, Instruments, Telemetry};
 use crate::tls::{self, Certificates, Changed};
+
+/// The pauses between attempts to open a store: the first, and the longest, to which they double.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Serves until it is told to stop.
 ///
@@ -139,12 +144,7 @@ fn connections(wanted: usize) -> usize {
     let open_files = open_files::raise();
     let connections = open_files::connections(wanted, open_files);
     if connections < wanted {
-        tracing::warn!(
-            connections,
-            open_files,
-            "there is room for fewer connections than GRPC_MAX_CONNECTIONS, since few files may be open: raise the limit \
-             (LimitNOFILE of a systemd unit, ulimit -n of a shell)"
-        );
+        tracing::warn!(connections, open_files, "{}", open_files::TOO_FEW);
     }
     connections
 }
@@ -155,16 +155,9 @@ async fn open(
     instruments: &Instruments,
     descriptors: Arc<Descriptors>,
 ) -> Result<Arc<Broker>, CommandError> {
-    let (backend, store) = component::open(settings.storage.clone(), Arc::clone(&descriptors))
-        .await
-        .map_err(super::not_opened)?;
-    let config = broker::Config {
-        history: settings.history,
-        clean_interval: settings.clean_interval,
-        ..Default::default()
-    };
+    let (backend, store) = open_store(settings, &descriptors).await?;
     let backend = instruments.measure(backend);
-    match Broker::start(Arc::clone(&backend), store, config, descriptors).await {
+    match Broker::start(Arc::clone(&backend), store, settings.broker.clone(), descriptors).await {
         Ok(broker) => Ok(broker),
         Err(error) => {
             // The error that is told is the first one.
@@ -172,6 +165,33 @@ async fn open(
             let error = anyhow::Error::from(error).context("the store was opened and does not work");
             Err(error.into())
         }
+    }
+}
+
+/// Opens the store. One that cannot be reached yet, or takes no writes yet, is waited for, as Pomerium does: whatever starts
+/// a database and this process together cannot always keep them in order. Nothing is ready meanwhile, and the log says why.
+async fn open_store(
+    settings: &Settings,
+    descriptors: &Arc<Descriptors>,
+) -> Result<(Arc<dyn Backend>, StoreInfo), CommandError> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match component::open(settings.storage.clone(), Arc::clone(descriptors)).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        if !matches!(
+            &error,
+            OpenError::Store {
+                error: BackendError::Unavailable(_) | BackendError::ReadOnly(_),
+                ..
+            }
+        ) {
+            return Err(super::not_opened(error));
+        }
+        tracing::warn!(%error, again_in = ?pause, "the store is not there yet: not ready until it is");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -215,13 +235,15 @@ impl Reload<'_> {
         self.grace_period.send_replace(self.settings.grace_period);
         self.telemetry.set_level(self.settings.telemetry.logs.level);
         let metrics = self.settings.telemetry.metrics.as_ref();
-        replace(self.certificates.as_deref(), self.settings.tls.as_ref());
-        replace(
+        let grpc = replace(self.certificates.as_deref(), self.settings.tls.as_ref());
+        let metrics = replace(
             self.metrics_certificates.as_deref(),
             metrics.and_then(|metrics| metrics.tls.as_ref()),
         );
         let changed = Changes::names(&applied);
-        if restart.is_empty() {
+        if restart.is_empty() && applied.is_empty() && grpc == Changed::No && metrics == Changed::No {
+            tracing::info!("read the settings again: nothing has changed");
+        } else if restart.is_empty() {
             tracing::info!(changed, "read the settings again");
         } else {
             let unchanged = Changes::names(&restart);
@@ -237,15 +259,17 @@ impl Reload<'_> {
 
 /// Certificates may be the same files with other content, so they are looked at whatever the settings say. Reading the
 /// settings has checked them already, with all else that was read.
-fn replace(certificates: Option<&Certificates>, source: Option<&tls::Source>) {
+fn replace(certificates: Option<&Certificates>, source: Option<&tls::Source>) -> Changed {
     let (Some(certificates), Some(source)) = (certificates, source) else {
-        return;
+        return Changed::No;
     };
-    match certificates.replace(source) {
+    let changed = certificates.replace(source);
+    match &changed {
         Ok(Changed::Yes) => certificates.log_change(),
         Ok(Changed::No) => {}
         Err(error) => tracing::error!(%error, "the certificates cannot be used: the former ones stay"),
     }
+    changed.unwrap_or(Changed::No)
 }
 
 fn tell(notice: &Notice) {

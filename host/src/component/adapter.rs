@@ -296,8 +296,9 @@ impl Backend for ComponentBackend {
             memory_bytes: self.instance.memory_bytes(),
             log_lines_dropped: self.instance.log_lines_dropped(),
             restarts: 0,
-            // Whoever supervises all instances counts them.
+            // Whoever supervises all instances counts them, and what their database does.
             refusals: Vec::new(),
+            database: None,
         }
     }
 }

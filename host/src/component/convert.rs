@@ -11,7 +11,7 @@ use super::bindings::{store, types};
 use super::laws::Broken;
 use crate::backend::{
     BackendError, Batch, ChangesPage, ChangesRequest, EvictRequest, Evicted, Hint, LeaseAction, LeaseRequest, Observed,
-    Operation, Outcome, Position, Pruned, PutResult, Refusal, ScanPage, ScanRequest, Statistics, StoreInfo,
+    Operation, Outcome, Position, Pruned, PutResult, Refusal, Reopenings, ScanPage, ScanRequest, Statistics, StoreInfo,
     TypeStatistics,
 };
 use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp};
@@ -171,6 +171,8 @@ pub(super) fn store_info(info: store::StoreInfo) -> StoreInfo {
         shared: info.shared,
         durable: info.durable,
         position: position(info.position),
+        // Whoever starts it again tells of that.
+        reopenings: Reopenings::never(),
     }
 }
 

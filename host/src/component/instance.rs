@@ -138,7 +138,11 @@ impl Instance {
         };
         let world = match world {
             Ok(world) => world,
-            Err(error) => return Err(report(plugin.name(), store.data(), &error, &reports)),
+            Err(error) => {
+                let report = report(plugin.name(), store.data(), &error);
+                reports.tell(&report).await;
+                return Err(report.cause);
+            }
         };
         let guest = world.databroker_storage_store().clone();
 
@@ -160,8 +164,11 @@ impl Instance {
                 error = progress.stands_still(limits) => Err(error),
             };
             if let Err(error) = outcome {
+                let report = report(&name, store.data(), &error);
+                // Before anybody hears of the end: the process may end next.
+                reports.tell(&report).await;
                 // The cause is known before the calls in the channel are let go of, since their callers ask for it.
-                end.send_replace(Some(report(&name, store.data(), &error, &reports)));
+                end.send_replace(Some(report.cause));
             }
         });
         Ok(Self {
@@ -452,7 +459,7 @@ impl Progress {
             };
             if limits.turn.saturating_mul(missed) / LOOKS >= limit {
                 return wasmtime::format_err!(
-                    "it waited in the host for more than {limit:?} without giving other calls their turn"
+                    "it was in a call of the host's for more than {limit:?} without giving other calls their turn"
                 );
             }
         }
@@ -596,22 +603,21 @@ fn bound_compute(store: &mut Store<State>, limits: Limits) {
     });
 }
 
-/// Reports why an instance has ended, with all that helps its author, and says the cause in a line.
-fn report(plugin: &str, state: &State, error: &wasmtime::Error, reports: &Reports) -> String {
+/// Why an instance has ended, with all that helps its author.
+fn report(plugin: &str, state: &State, error: &wasmtime::Error) -> Report {
     let mut cause = convert::text(&error.root_cause().to_string());
     if let Some(limit) = state.memory.refused() {
         // A program that gets no memory says so on its standard error, if at all, and then traps like any other.
         cause.push_str(&format!("; it had asked for memory beyond its limit of {limit} bytes"));
     }
-    reports.tell(&Report {
-        plugin,
-        cause: &cause,
+    Report {
+        plugin: plugin.to_owned(),
+        cause,
         calls: state.computing.functions(),
         backtrace: format!("{error:?}"),
         standard_error: state.log.standard_error(),
         last_lines: state.log.last_lines(),
-    });
-    cause
+    }
 }
 
 #[cfg(test)]

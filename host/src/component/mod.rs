@@ -17,6 +17,7 @@ mod adapter;
 mod bindings;
 mod cache;
 mod convert;
+mod database;
 mod engine;
 #[doc(hidden)]
 pub mod fuzz;
@@ -40,6 +41,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use cache::cache_directory;
+pub use database::{check_database, names_database};
 pub use grants::{Destination, Directory, GrantError, Grants, Host, Kind, Origin, REFUSED, Refused};
 pub use inspect::{Inspection, Unfit};
 pub use instance::Limits;
@@ -146,7 +148,7 @@ pub fn built_ins() -> Vec<&'static str> {
 }
 
 /// Loads a plugin, starts it and opens its store. It is started again where it stops; whoever stands in front of the store
-/// takes its [`crate::backend::Reopenings`], since nobody else can call a new instance before. Call it within a tokio
+/// hears of it through [`StoreInfo::reopenings`], since nobody calls a new instance before. Call it within a tokio
 /// runtime.
 ///
 /// # Errors
@@ -170,7 +172,7 @@ pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<
     if plugin.wants_database()
         && let Some(text) = connection_string.take()
     {
-        let database = sql::Database::new(&text).map_err(|error| OpenError::Store {
+        let database = database::Database::new(&text).map_err(|error| OpenError::Store {
             plugin: plugin.name().to_owned(),
             error: BackendError::Configuration(error.to_string()),
         })?;
@@ -184,7 +186,7 @@ pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<
         reports: Arc::new(Reports::new(report_dir)),
     };
     let plugin = || factory.plugin.name().to_owned();
-    let (backend, info) = factory
+    let (backend, mut info) = factory
         .open(new_server_version(0))
         .await
         .map_err(|failure| match failure {
@@ -208,6 +210,7 @@ pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<
         durable = info.durable,
         "opened the store"
     );
-    let supervised = Supervised::new(factory, restarts, backend, &info);
+    let (supervised, reopenings) = Supervised::new(factory, restarts, backend, &info);
+    info.reopenings = reopenings;
     Ok((Arc::new(supervised), info))
 }

@@ -13,11 +13,12 @@ use wasmtime::component::{Component, Linker};
 use super::Source;
 use super::bindings::WorldPre;
 use super::cache::{Cache, Code};
+use super::database::Database;
 use super::engine::{self, EPOCH};
 use super::grants::{Granted, Grants};
 use super::inspect::{self, Inspection, Unfit};
 use super::precompiled::BuiltIn;
-use super::sql::{self, Database};
+use super::sql;
 use super::state::{self, State};
 
 /// No plugin is as large as this; a larger file is no plugin, and is not read.

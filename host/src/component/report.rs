@@ -1,29 +1,39 @@
 //! Reports of instances that have ended: a line of the log, and a file where a folder is set.
 //!
 //! What a plugin's author needs is there only at that moment: the cause, where it was in the guest's code, which calls were
-//! under way, and what it said last. The folder holds a bounded number of files, since a plugin may trap for as long as
-//! anybody calls it.
+//! under way, and what it said last. The folder holds a bounded number of files of a bounded size, since a plugin may trap for
+//! as long as anybody calls it. A disk that does not take them holds nobody up: they are written on a thread that may wait, one
+//! at a time, and waited for no longer than [`PATIENCE`].
 
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Semaphore;
 
 /// How many files are kept; the oldest go.
 const KEPT: usize = 20;
+
+/// Most bytes of one; its end is left out.
+const MOST_BYTES: usize = 1 << 20;
+
+/// How long a file is waited for, before those are told whose calls were under way.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How their names begin and end. What is called otherwise is not touched.
 const BEGINNING: &str = "plugin-stopped-";
 const ENDING: &str = ".txt";
 
 /// Why an instance has ended.
-pub(super) struct Report<'a> {
+pub(super) struct Report {
     /// The plugin's name.
-    pub(super) plugin: &'a str,
+    pub(super) plugin: String,
     /// In a line.
-    pub(super) cause: &'a str,
+    pub(super) cause: String,
     /// The functions that were under way, the one that ended it among them; empty while it started.
     pub(super) calls: String,
     /// The error with all that led to it, and the guest's stack.
@@ -35,19 +45,32 @@ pub(super) struct Report<'a> {
 }
 
 /// Where reports go.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reports {
     directory: Option<PathBuf>,
+    /// Whether one may be written now.
+    turn: Arc<Semaphore>,
+}
+
+impl Default for Reports {
+    /// To the log alone.
+    fn default() -> Self {
+        Self::new(None)
+    }
 }
 
 impl Reports {
     /// To the log, and to files in this folder if there is one.
     pub(super) fn new(directory: Option<PathBuf>) -> Self {
-        Self { directory }
+        Self {
+            directory,
+            turn: Arc::new(Semaphore::new(1)),
+        }
     }
 
-    /// Logs a report and keeps it. A folder that cannot be written to is logged, too, and nothing else.
-    pub(super) fn tell(&self, report: &Report<'_>) {
+    /// Logs a report and keeps it, which is waited for for a bounded time. A folder that cannot be written to, or takes too
+    /// long, is logged, too, and nothing else.
+    pub(super) async fn tell(&self, report: &Report) {
         tracing::error!(
             plugin = report.plugin,
             cause = report.cause,
@@ -57,16 +80,32 @@ impl Reports {
             "the plugin's instance has stopped"
         );
         let Some(directory) = &self.directory else { return };
-        match keep(directory, &text(report)) {
-            Ok(path) => tracing::info!(path = %path.display(), "wrote a report of the plugin's end"),
-            Err(error) => {
-                tracing::warn!(%error, directory = %directory.display(), "cannot keep a report of the plugin's end");
+        let Ok(turn) = Arc::clone(&self.turn).try_acquire_owned() else {
+            tracing::warn!(
+                directory = %directory.display(),
+                "cannot keep a report of the plugin's end: the one before is still being written"
+            );
+            return;
+        };
+        let (folder, text) = (directory.clone(), text(report));
+        let written = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            keep(&folder, &text)
+        });
+        let why = match tokio::time::timeout(PATIENCE, written).await {
+            Ok(Ok(Ok(path))) => {
+                tracing::info!(path = %path.display(), "wrote a report of the plugin's end");
+                return;
             }
-        }
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the folder takes longer than {PATIENCE:?}"),
+        };
+        tracing::warn!(error = why, directory = %directory.display(), "cannot keep a report of the plugin's end");
     }
 }
 
-fn text(report: &Report<'_>) -> String {
+fn text(report: &Report) -> String {
     let time = humantime::format_rfc3339_millis(SystemTime::now());
     let mut text = String::new();
     let sections = [
@@ -86,6 +125,7 @@ fn text(report: &Report<'_>) -> String {
     for (name, content) in sections {
         let _ = writeln!(text, "\n{name}:\n{}", content.trim_end());
     }
+    text.truncate(text.floor_char_boundary(MOST_BYTES));
     text
 }
 
@@ -119,10 +159,10 @@ mod tests {
 
     use super::*;
 
-    fn report(cause: &str) -> Report<'_> {
+    fn report(cause: &str) -> Report {
         Report {
-            plugin: "test",
-            cause,
+            plugin: "test".to_owned(),
+            cause: cause.to_owned(),
             calls: "put".to_owned(),
             backtrace: "at one\nat two".to_owned(),
             standard_error: "panicked".to_owned(),
@@ -130,14 +170,14 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_newest_reports_are_kept_and_other_files_are_left_alone() {
+    #[tokio::test]
+    async fn the_newest_reports_are_kept_and_other_files_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let own = folder.path().join("notes.txt");
         fs::write(&own, "mine").unwrap();
         let reports = Reports::new(Some(folder.path().to_owned()));
         for number in 0..KEPT + 5 {
-            reports.tell(&report(&format!("cause {number}.")));
+            reports.tell(&report(&format!("cause {number}."))).await;
         }
         assert!(own.exists());
         fs::remove_file(own).unwrap();
@@ -160,12 +200,36 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_folder_that_cannot_be_written_to_is_told_and_no_more() {
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_written_to_is_told_and_no_more() {
         let log = crate::component::tests::Log::default();
         let _guard = log.record();
         let file = tempfile::NamedTempFile::new().unwrap();
-        Reports::new(Some(file.path().join("below"))).tell(&report("why"));
+        Reports::new(Some(file.path().join("below"))).tell(&report("why")).await;
         assert!(log.text().contains("cannot keep a report"), "{}", log.text());
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_holds_nobody_up() {
+        let log = crate::component::tests::Log::default();
+        let _guard = log.record();
+        let folder = tempfile::tempdir().unwrap();
+        let reports = Reports::new(Some(folder.path().to_owned()));
+        // As long as one is being written.
+        let writing = Arc::clone(&reports.turn).try_acquire_owned().unwrap();
+        reports.tell(&report("second")).await;
+        assert!(log.text().contains("still being written"), "{}", log.text());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        drop(writing);
+        reports.tell(&report("third")).await;
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_report_has_a_bound() {
+        let mut long = report("why");
+        long.backtrace = "ä".repeat(MOST_BYTES);
+        let text = text(&long);
+        assert!((MOST_BYTES - 4..=MOST_BYTES).contains(&text.len()), "{}", text.len());
     }
 }

@@ -7,16 +7,18 @@
 //! and with it whatever the database still works on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use databroker_sql::{
-    ConnectionString, ConnectionStringError, Environment, Error, ErrorKind, Isolation, Listener, Pool, Rows, Statement,
-    Transaction, TransactionOptions, Value, Wake,
+    Error, ErrorKind, Isolation, Listener, Rows, Statement, Transaction, TransactionOptions, Value, Wake,
 };
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
 use wasmtime::component::{Accessor, HasSelf, Resource};
 
 use super::bindings::sql;
+use super::database::Database;
 use super::state::State;
 
 /// The import's name, without its version.
@@ -25,6 +27,12 @@ pub(super) const IMPORT: &str = "databroker:storage/sql";
 /// Most rows of an answer, most bytes of it, and of the parameters of a statement.
 const MAX_ROWS: u32 = 1_000_000;
 const MAX_BYTES: u64 = 64 << 20;
+
+/// Most bytes of a statement's text: each connection keeps those that it has prepared.
+const MAX_TEXT: usize = 1 << 20;
+
+/// Most bytes of all statements of an instance that have no answer yet: they may wait for a connection for minutes.
+const MAX_WAITING: u64 = 256 << 20;
 
 /// The longest that a statement may take.
 const MAX_TIMEOUT: Duration = Duration::from_secs(300);
@@ -35,37 +43,6 @@ const BEGIN_WAIT: Duration = Duration::from_secs(30);
 /// How many listeners an instance may have: each is a connection beside the pool.
 const MAX_LISTENERS: usize = 8;
 
-/// A database that a plugin is granted.
-#[derive(Debug)]
-pub(super) struct Database {
-    settings: ConnectionString,
-    /// Connected at the first use.
-    pool: OnceCell<Pool>,
-}
-
-impl Database {
-    /// Reads the connection string; connects to nothing.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with it, without any of its secrets.
-    pub(super) fn new(connection_string: &str) -> Result<Self, ConnectionStringError> {
-        Ok(Self {
-            settings: ConnectionString::parse(connection_string, &Environment::process())?,
-            pool: OnceCell::new(),
-        })
-    }
-
-    async fn pool(&self) -> Result<&Pool, Error> {
-        self.pool.get_or_try_init(|| Pool::open(self.settings.clone())).await
-    }
-
-    fn summary(&self) -> String {
-        let hosts: Vec<_> = self.settings.hosts.iter().map(ToString::to_string).collect();
-        format!("postgres at {}, database {}", hosts.join(", "), self.settings.database)
-    }
-}
-
 /// What an instance has of it.
 #[derive(Default)]
 pub(super) struct Sql {
@@ -73,16 +50,57 @@ pub(super) struct Sql {
     database: Option<Arc<Database>>,
     /// How many listeners there are.
     listeners: usize,
+    /// Bytes of statements that have no answer yet.
+    waiting: Arc<AtomicU64>,
 }
 
 impl Sql {
     pub(super) fn new(database: Option<Arc<Database>>) -> Self {
-        Self { database, listeners: 0 }
+        Self {
+            database,
+            ..Self::default()
+        }
     }
 }
 
+/// The bytes of a statement, which count until this is dropped.
+struct Waiting {
+    all: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Waiting {
+    fn new(all: Arc<AtomicU64>, bytes: u64) -> Result<Self, sql::Error> {
+        // Taken back when it is dropped, whether or not it is too much.
+        let before = all.fetch_add(bytes, Ordering::Relaxed);
+        let waiting = Self { all, bytes };
+        if before.saturating_add(bytes) <= MAX_WAITING {
+            return Ok(waiting);
+        }
+        Err(sql::Error::OutOfConnections(sql::Failure {
+            code: None,
+            message: format!(
+                "the statements that wait for the database hold more than {} MiB: it is slow, or away",
+                MAX_WAITING >> 20
+            ),
+        }))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A transaction that a call works on; none once it has ended.
+type Shared = Arc<Mutex<Option<Transaction>>>;
+
 /// A transaction in a plugin's hands; none once it has ended.
-pub struct OpenTransaction(Arc<Mutex<Option<Transaction>>>);
+pub struct OpenTransaction {
+    transaction: Shared,
+    database: Arc<Database>,
+}
 
 /// A listener in a plugin's hands; none where there is no database.
 pub struct OpenListener {
@@ -106,6 +124,11 @@ fn database<T: Send>(accessor: &Accessor<T, HasSelf<State>>) -> Result<Arc<Datab
     })
 }
 
+/// The bytes of an instance's statements that have no answer yet.
+fn waiting<T: Send>(accessor: &Accessor<T, HasSelf<State>>) -> Arc<AtomicU64> {
+    accessor.with(|mut access| Arc::clone(&access.get().sql.waiting))
+}
+
 impl sql::Host for State {}
 
 impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
@@ -114,7 +137,7 @@ impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
             Ok(database) => database,
             Err(error) => return Ok(Err(error)),
         };
-        Ok(match database.pool().await {
+        Ok(match database.ask(database.pool(MAX_TIMEOUT)).await {
             Ok(pool) => Ok(sql::Database {
                 summary: database.summary(),
                 pooled: pool.is_bounced(),
@@ -130,17 +153,20 @@ impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
                 text,
                 parameters,
                 bounds,
-            } = Asked::new(statement)?;
+                waiting: _waiting,
+            } = Asked::new(statement, waiting(accessor))?;
             let statement = Statement {
                 sql: &text,
                 parameters: &parameters,
                 ..bounds
             };
-            let pool = database.pool().await.map_err(to_error)?;
-            pool.run(&statement, bounds.timeout)
-                .await
-                .map(to_rows)
-                .map_err(to_error)
+            let running = async {
+                let began = Instant::now();
+                let pool = database.pool(bounds.timeout).await?;
+                let left = bounds.timeout.saturating_sub(began.elapsed());
+                pool.run(&statement, left).await
+            };
+            database.ask(running).await.map(to_rows).map_err(to_error)
         };
         Ok(running.await)
     }
@@ -160,12 +186,15 @@ impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
         };
         let beginning = async {
             let database = database(accessor)?;
-            let pool = database.pool().await.map_err(to_error)?;
-            pool.begin(&options, BEGIN_WAIT).await.map_err(to_error)
+            let beginning = async { database.pool(BEGIN_WAIT).await?.begin(&options, BEGIN_WAIT).await };
+            let transaction = database.ask(beginning).await.map_err(to_error)?;
+            Ok(OpenTransaction {
+                transaction: Arc::new(Mutex::new(Some(transaction))),
+                database,
+            })
         };
         match beginning.await {
-            Ok(transaction) => {
-                let open = OpenTransaction(Arc::new(Mutex::new(Some(transaction))));
+            Ok(open) => {
                 let handle = accessor.with(|mut access| access.get().table.push(open))?;
                 Ok(Ok(handle))
             }
@@ -174,12 +203,15 @@ impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
     }
 }
 
-/// The transaction behind a handle.
+/// The transaction behind a handle, and its database.
 fn transaction<T: Send>(
     accessor: &Accessor<T, HasSelf<State>>,
     handle: &Resource<OpenTransaction>,
-) -> wasmtime::Result<Arc<Mutex<Option<Transaction>>>> {
-    accessor.with(|mut access| Ok(Arc::clone(&access.get().table.get(handle)?.0)))
+) -> wasmtime::Result<(Shared, Arc<Database>)> {
+    accessor.with(|mut access| {
+        let open = access.get().table.get(handle)?;
+        Ok((Arc::clone(&open.transaction), Arc::clone(&open.database)))
+    })
 }
 
 fn ended() -> sql::Error {
@@ -195,12 +227,13 @@ impl<T: Send> sql::HostTransactionWithStore<T> for HasSelf<State> {
         handle: Resource<OpenTransaction>,
         statement: sql::Statement,
     ) -> Answer<sql::Rows> {
-        let transaction = transaction(accessor, &handle)?;
+        let (transaction, database) = transaction(accessor, &handle)?;
         let Asked {
             text,
             parameters,
             bounds,
-        } = match Asked::new(statement) {
+            waiting: _waiting,
+        } = match Asked::new(statement, waiting(accessor)) {
             Ok(asked) => asked,
             Err(error) => return Ok(Err(error)),
         };
@@ -211,23 +244,28 @@ impl<T: Send> sql::HostTransactionWithStore<T> for HasSelf<State> {
         };
         let mut transaction = transaction.lock().await;
         Ok(match transaction.as_mut() {
-            Some(transaction) => transaction.run(&statement).await.map(to_rows).map_err(to_error),
+            Some(transaction) => {
+                let outcome = database.ask(transaction.run(&statement)).await;
+                outcome.map(to_rows).map_err(to_error)
+            }
             None => Err(ended()),
         })
     }
 
     async fn commit(accessor: &Accessor<T, Self>, handle: Resource<OpenTransaction>) -> Answer<()> {
-        let transaction = transaction(accessor, &handle)?.lock().await.take();
+        let (transaction, database) = transaction(accessor, &handle)?;
+        let transaction = transaction.lock().await.take();
         Ok(match transaction {
-            Some(transaction) => transaction.commit().await.map_err(to_error),
+            Some(transaction) => database.ask(transaction.commit()).await.map_err(to_error),
             None => Err(ended()),
         })
     }
 
     async fn rollback(accessor: &Accessor<T, Self>, handle: Resource<OpenTransaction>) -> Answer<()> {
-        let transaction = transaction(accessor, &handle)?.lock().await.take();
+        let (transaction, database) = transaction(accessor, &handle)?;
+        let transaction = transaction.lock().await.take();
         Ok(match transaction {
-            Some(transaction) => transaction.rollback().await.map_err(to_error),
+            Some(transaction) => database.ask(transaction.rollback()).await.map_err(to_error),
             None => Err(ended()),
         })
     }
@@ -251,34 +289,35 @@ impl<T: Send> sql::HostListenerWithStore<T> for HasSelf<State> {
             let open = access.get().table.get(&handle)?;
             Ok((open.channels.clone(), Arc::clone(&open.listener)))
         })?;
+        if channels.is_empty() {
+            tokio::time::sleep(longest).await;
+            return Ok(sql::Wake::Elapsed);
+        }
+        let end = Instant::now() + longest;
         let waiting = async {
             let mut listener = listener.lock().await;
-            let connected = match &*listener {
-                Some(_) => true,
-                None => match database(accessor) {
-                    Err(_) => false,
-                    Ok(database) => match database.pool().await {
-                        Err(_) => false,
-                        Ok(pool) => {
-                            *listener = Some(pool.listen(channels));
-                            true
-                        }
-                    },
-                },
-            };
-            match listener.as_mut().filter(|_| connected) {
-                Some(listener) => Some(listener.wait(longest).await),
-                None => None,
+            if listener.is_none() {
+                let database = database(accessor).ok()?;
+                // A failure is told and counted there.
+                let opening = database.ask(database.pool(MAX_TIMEOUT));
+                let pool = timeout_at(end, opening).await.ok()?.ok()?;
+                *listener = Some(pool.listen(channels));
             }
+            Some(
+                listener
+                    .as_mut()?
+                    .wait(end.saturating_duration_since(Instant::now()))
+                    .await,
+            )
         };
         Ok(match waiting.await {
-            Some(Wake::Notified { .. }) => sql::Wake::Notified,
+            Some(Wake::Notified) => sql::Wake::Notified,
             Some(Wake::Missed) => sql::Wake::Missed,
             Some(Wake::Elapsed) => sql::Wake::Elapsed,
             None => {
                 /// A plugin that asks again at once must not keep a processor busy.
                 const PAUSE: Duration = Duration::from_millis(500);
-                tokio::time::sleep(longest.min(PAUSE)).await;
+                tokio::time::sleep_until(end.min(Instant::now() + PAUSE)).await;
                 sql::Wake::Missed
             }
         })
@@ -310,19 +349,28 @@ struct Asked {
     parameters: Vec<Value>,
     /// Its bounds; text and parameters are empty here.
     bounds: Statement<'static>,
+    /// To be kept until it has its answer.
+    waiting: Waiting,
 }
 
 impl Asked {
-    fn new(statement: sql::Statement) -> Result<Self, sql::Error> {
+    fn new(statement: sql::Statement, waiting: Arc<AtomicU64>) -> Result<Self, sql::Error> {
+        let too_large = |message: &str| {
+            Err(sql::Error::TooLarge(sql::Failure {
+                code: None,
+                message: message.to_owned(),
+            }))
+        };
+        if statement.text.len() > MAX_TEXT {
+            return too_large("the text of a statement is longer than it may be: what varies belongs in parameters");
+        }
         let parameters: Vec<_> = statement.parameters.into_iter().map(to_value).collect();
         let bytes = parameters.iter().map(Value::size).fold(0_u64, u64::saturating_add);
-        // An item of an array counts as much as a value by itself, so the count may be far above the bytes.
-        if bytes > MAX_BYTES.saturating_mul(2) {
-            return Err(sql::Error::TooLarge(sql::Failure {
-                code: None,
-                message: "the parameters of a statement are larger than they may be: send fewer at once".to_owned(),
-            }));
+        if bytes > MAX_BYTES {
+            return too_large("the parameters of a statement are larger than they may be: send fewer at once");
         }
+        let text = u64::try_from(statement.text.len()).unwrap_or(u64::MAX);
+        let waiting = Waiting::new(waiting, bytes.saturating_add(text))?;
         Ok(Self {
             text: statement.text,
             parameters,
@@ -333,6 +381,7 @@ impl Asked {
                 max_bytes: statement.max_bytes.min(MAX_BYTES),
                 timeout: Duration::from_nanos(statement.timeout).min(MAX_TIMEOUT),
             },
+            waiting,
         })
     }
 }

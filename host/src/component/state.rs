@@ -30,6 +30,14 @@ const MAX_VALUE_BYTES: usize = 64 << 20;
 /// What a value takes beside its text.
 const VALUE_BYTES: usize = 32;
 
+/// How many bytes of one record become JSON: as many as a client can put. What is decoded for it takes a hundred times as much
+/// where it is made of small parts.
+const MAX_RECORD_BYTES: usize = 4 << 20;
+/// How many bytes of JSON become one record: those of the largest one with all that JSON adds, above all where it escapes.
+const MAX_JSON_BYTES: usize = 32 << 20;
+/// How many parts that JSON may have: at least a byte of the record each.
+const MAX_JSON_PARTS: usize = MAX_RECORD_BYTES;
+
 /// How many elements all tables may have: far more functions than any program has, and 16 bytes each.
 const MAX_TABLE_ELEMENTS: usize = 1_000_000;
 /// How many modules a component may be made of once it runs: those of an interpreter and its shared libraries are some dozens.
@@ -183,12 +191,30 @@ impl bindings::protobuf::Host for State {
     }
 
     fn to_json(&mut self, data: Vec<Vec<u8>>) -> Vec<Result<String, bindings::protobuf::Error>> {
-        let json = |data: &Vec<u8>| self.descriptors.to_json(data).map_err(data_error);
+        let mut room = MAX_DATA_BYTES;
+        let json = |data: &Vec<u8>| match room.checked_sub(data.len()) {
+            Some(left) if data.len() <= MAX_RECORD_BYTES => {
+                room = left;
+                self.descriptors.to_json(data).map_err(data_error)
+            }
+            _ => Err(bindings::protobuf::Error::Exhausted(format!(
+                "`to-json` takes {MAX_RECORD_BYTES} bytes of one record at most, and {MAX_DATA_BYTES} in one call"
+            ))),
+        };
         data.iter().map(json).collect()
     }
 
     fn from_json(&mut self, json: Vec<String>) -> Vec<Result<Vec<u8>, bindings::protobuf::Error>> {
-        let data = |json: &String| self.descriptors.from_json(json).map_err(data_error);
+        let data = |json: &String| {
+            // Those within texts are counted too, since each of them is a byte of the record as well.
+            let parts = json.bytes().filter(|byte| *byte == b',').count();
+            if json.len() > MAX_JSON_BYTES || parts > MAX_JSON_PARTS {
+                return Err(bindings::protobuf::Error::Exhausted(format!(
+                    "`from-json` takes {MAX_JSON_BYTES} bytes and {MAX_JSON_PARTS} commas for one record at most"
+                )));
+            }
+            self.descriptors.from_json(json).map_err(data_error)
+        };
         json.iter().map(data).collect()
     }
 }
@@ -304,6 +330,44 @@ mod tests {
         let json = state.to_json(vec![data]).remove(0).unwrap();
         let parsed = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
         assert_eq!(parsed(&json), parsed(JSON));
+    }
+
+    #[test]
+    fn json_is_bounded_by_what_a_record_can_be() {
+        let mut state = state();
+        let json = |value: &str| format!(r#"{{"@type":"type.googleapis.com/google.protobuf.Value","value":{value}}}"#);
+        // The longest JSON of the largest record: all of it is escaped.
+        let largest = format!(r#""{}""#, r"\u0001".repeat(MAX_RECORD_BYTES - 100));
+        let data = state.from_json(vec![json(&largest)]).remove(0).unwrap();
+        let back = state.to_json(vec![data.clone(), data]);
+        assert!(
+            back.iter()
+                .all(|back| back.as_ref().is_ok_and(|back| back.len() > largest.len()))
+        );
+        // Small parts would take a hundred times what they have in bytes.
+        let many = json(&format!("[{}0]", "0,".repeat(MAX_JSON_PARTS + 1)));
+        let long = json(&format!(r#""{}""#, "x".repeat(MAX_JSON_BYTES)));
+        let answers = state.from_json(vec![many, long, JSON.to_owned()]);
+        assert!(
+            matches!(
+                &answers[..],
+                [Err(Error::Exhausted(_)), Err(Error::Exhausted(_)), Ok(_)]
+            ),
+            "{:?}",
+            answers
+                .iter()
+                .map(|answer| answer.as_ref().map(Vec::len))
+                .collect::<Vec<_>>()
+        );
+        let answers = state.to_json(vec![vec![0; MAX_RECORD_BYTES + 1]]);
+        assert!(matches!(&answers[..], [Err(Error::Exhausted(_))]), "{answers:?}");
+        let answers = state.to_json(vec![Vec::new(); 10]);
+        assert!(answers.iter().all(Result::is_err), "nothing is no `Any`");
+        let answers = state.to_json(vec![vec![0; MAX_RECORD_BYTES]; 5]);
+        assert!(
+            matches!(answers.last(), Some(Err(Error::Exhausted(_)))),
+            "there is no room for a fifth"
+        );
     }
 
     #[test]

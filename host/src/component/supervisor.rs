@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::adapter::ComponentBackend;
+use super::database::Database;
 use super::grants::Refusals;
 use super::instance::{Instance, Limits};
 use super::laws;
@@ -104,7 +104,6 @@ impl Factory {
 /// A store behind a plugin that is started again where it stops.
 pub(super) struct Supervised {
     shared: Arc<Shared>,
-    reopenings: Mutex<Option<Reopenings>>,
     supervising: AbortHandle,
 }
 
@@ -116,6 +115,8 @@ struct Shared {
     log_lines_dropped: AtomicU64,
     /// What all instances were refused.
     refusals: Arc<Refusals>,
+    /// The database of all instances.
+    database: Option<Arc<Database>>,
     /// What does not change with the instance.
     identity: Runtime,
 }
@@ -132,8 +133,13 @@ enum State {
 }
 
 impl Supervised {
-    /// Supervises a store that was just opened. Call it within a tokio runtime.
-    pub(super) fn new(factory: Factory, restarts: Restarts, backend: ComponentBackend, info: &StoreInfo) -> Self {
+    /// Supervises a store that was just opened, and says when it is opened again. Call it within a tokio runtime.
+    pub(super) fn new(
+        factory: Factory,
+        restarts: Restarts,
+        backend: ComponentBackend,
+        info: &StoreInfo,
+    ) -> (Self, Reopenings) {
         let backend = Arc::new(backend);
         let (reopener, reopenings) = Reopenings::channel();
         let shared = Arc::new(Shared {
@@ -142,6 +148,7 @@ impl Supervised {
             restarts: AtomicU64::new(0),
             log_lines_dropped: AtomicU64::new(0),
             refusals: Arc::clone(&factory.plugin.grants().refusals),
+            database: factory.plugin.database(),
         });
         let supervisor = Supervisor {
             shared: Arc::clone(&shared),
@@ -153,11 +160,11 @@ impl Supervised {
             is_shared: info.shared,
             is_durable: info.durable,
         };
-        Self {
+        let supervised = Self {
             shared,
-            reopenings: Mutex::new(Some(reopenings)),
             supervising: tokio::spawn(supervisor.run(backend)).abort_handle(),
-        }
+        };
+        (supervised, reopenings)
     }
 
     /// The instance; waits for a moment where there is none.
@@ -431,10 +438,7 @@ impl Backend for Supervised {
             log_lines_dropped: former.saturating_add(current.log_lines_dropped),
             restarts: self.shared.restarts.load(Ordering::Relaxed),
             refusals: self.shared.refusals.counts(),
+            database: self.shared.database.as_ref().map(|database| database.runtime()),
         }
-    }
-
-    fn reopenings(&self) -> Reopenings {
-        self.reopenings.lock().take().unwrap_or_else(Reopenings::never)
     }
 }

@@ -1,17 +1,19 @@
 //! The connections that are open, and which of them goes where there is no room for another.
 //!
 //! Whoever can reach the port can open connections, and hold them. So a connection on which no call has yet shown a
-//! good token is a stranger's, and where there are as many connections as there may be, the oldest of a stranger makes
-//! room for the new one: holding connections keeps nobody out who has a token. Only where none is a stranger's is the
-//! new one refused.
+//! good token is a stranger's, and where there are as many connections as there may be, a stranger's makes room for the
+//! new one: holding connections keeps nobody out who has a token. It is the oldest one of the address that has most of
+//! them, so that whoever opens many displaces its own, and not one that is about to show its token. Only where none is a
+//! stranger's is the new one refused.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
@@ -41,9 +43,12 @@ struct State {
     leaving: usize,
     /// The number of the next one.
     next: u64,
-    /// Those on which nobody has shown a token, oldest first.
-    strangers: BTreeMap<u64, Arc<Cut>>,
+    strangers: Strangers,
 }
+
+/// The connections on which nobody has shown a token: of each address those that it has, oldest first.
+#[derive(Default)]
+struct Strangers(BTreeMap<IpAddr, BTreeMap<u64, Arc<Cut>>>);
 
 impl OpenConnections {
     /// None yet, and at most so many at a time.
@@ -73,29 +78,31 @@ impl OpenConnections {
         }
     }
 
-    /// Counts a connection until what is returned is dropped. Says whether another one has to go for it; none where
-    /// there is no room.
-    pub(crate) fn open(&self) -> Option<(OpenConnection, Displaced)> {
+    /// Counts a connection of a client at this address until what is returned is dropped. Says whether a stranger's
+    /// connection was ended to make room for it; none where there is no room.
+    pub(crate) fn open(&self, client: IpAddr) -> Option<(OpenConnection, bool)> {
+        let client = one_client(client);
         let mut state = self.0.state.lock();
-        let mut displaced = Displaced::None;
-        if state.count.saturating_sub(state.leaving) >= self.0.most {
-            let (_, stranger) = state.strangers.pop_first()?;
+        let is_full = state.count.saturating_sub(state.leaving) >= self.0.most;
+        if is_full {
+            let stranger = state.strangers.displace()?;
             state.leaving = state.leaving.saturating_add(1);
             stranger.cut();
-            displaced = Displaced::Stranger;
         }
         let number = state.next;
         let cut = Arc::new(Cut::default());
         state.next = number.wrapping_add(1);
         state.count = state.count.saturating_add(1);
-        state.strangers.insert(number, Arc::clone(&cut));
+        state.strangers.add(client, number, Arc::clone(&cut));
         let handle = Handle {
             all: self.clone(),
+            client,
             number,
             cut,
             is_known: AtomicBool::new(false),
+            untaken: AtomicUsize::new(0),
         };
-        Some((OpenConnection(Arc::new(handle)), displaced))
+        Some((OpenConnection(Arc::new(handle)), is_full))
     }
 }
 
@@ -105,13 +112,44 @@ impl fmt::Debug for OpenConnections {
     }
 }
 
-/// What happened to make room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Displaced {
-    /// Nothing: there was room.
-    None,
-    /// A stranger's connection was ended.
-    Stranger,
+impl Strangers {
+    fn add(&mut self, client: IpAddr, number: u64, cut: Arc<Cut>) {
+        self.0.entry(client).or_default().insert(number, cut);
+    }
+
+    /// Says whether it was one of them.
+    fn remove(&mut self, client: IpAddr, number: u64) -> bool {
+        let Some(own) = self.0.get_mut(&client) else {
+            return false;
+        };
+        let was_there = own.remove(&number).is_some();
+        if own.is_empty() {
+            self.0.remove(&client);
+        }
+        was_there
+    }
+
+    /// Takes out the one that has to go: of the address with most of them, or of the one that has had its own for longest
+    /// where several have as many, the oldest. It looks at each address, of which there are no more than connections.
+    fn displace(&mut self) -> Option<Arc<Cut>> {
+        let weight = |own: &BTreeMap<u64, _>| (own.len(), own.keys().next().copied().map(Reverse));
+        let (client, own) = self.0.iter().max_by_key(|(_, own)| weight(own))?;
+        let (client, (number, cut)) = (*client, own.first_key_value()?);
+        let (number, cut) = (*number, Arc::clone(cut));
+        self.remove(client, number);
+        Some(cut)
+    }
+}
+
+/// What counts as one client: who has one address of IPv6 has as many as a network of 64 bits.
+pub(crate) fn one_client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        address => address,
+    }
 }
 
 /// One of them. It is counted until this is dropped.
@@ -141,13 +179,15 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         let Handle {
             all,
+            client,
             number,
             cut,
             is_known,
+            ..
         } = &*self.0;
         let mut state = all.0.state.lock();
         state.count = state.count.saturating_sub(1);
-        if state.strangers.remove(number).is_none() && !is_known.load(Ordering::Relaxed) && cut.is_cut() {
+        if !state.strangers.remove(*client, *number) && !is_known.load(Ordering::Relaxed) && cut.is_cut() {
             state.leaving = state.leaving.saturating_sub(1);
         }
         drop(state);
@@ -158,10 +198,14 @@ impl Drop for OpenConnection {
 /// What is known of a connection while it may already be gone.
 struct Handle {
     all: OpenConnections,
+    /// Where the client is.
+    client: IpAddr,
     number: u64,
     cut: Arc<Cut>,
     /// True once a call has shown a good token.
     is_known: AtomicBool,
+    /// Bytes of large answers that the client has not taken yet; `grpc/room.rs` counts them, and changes this under a lock.
+    untaken: AtomicUsize,
 }
 
 /// The other end of a connection, as its calls know it.
@@ -186,9 +230,14 @@ impl Peer {
         }
         let mut state = handle.all.0.state.lock();
         // One that was cut already stays a stranger's, as which it is counted.
-        if state.strangers.remove(&handle.number).is_some() {
+        if state.strangers.remove(handle.client, handle.number) {
             handle.is_known.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Bytes of large answers on this connection that the client has not taken yet; none where there is no connection.
+    pub(crate) fn untaken(&self) -> Option<&AtomicUsize> {
+        self.connection.as_deref().map(|handle| &handle.untaken)
     }
 
     /// Ends the connection.
@@ -252,7 +301,7 @@ impl Cut {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
     use futures::FutureExt as _;
 
@@ -269,18 +318,22 @@ mod tests {
         connection.cut().now_or_never().is_some()
     }
 
+    fn address(number: u8) -> IpAddr {
+        [192, 0, 2, number].into()
+    }
+
     #[test]
     fn the_oldest_stranger_makes_room_and_nobody_else() {
         let open = OpenConnections::new(3);
-        let take = || open.open();
+        let take = || open.open(address(1));
         let (known, _) = take().unwrap();
         let (old, _) = take().unwrap();
         let (young, displaced) = take().unwrap();
-        assert_eq!(displaced, Displaced::None);
+        assert!(!displaced);
         known.peer(info()).set_known();
 
         let (third, displaced) = take().unwrap();
-        assert_eq!(displaced, Displaced::Stranger);
+        assert!(displaced);
         assert_eq!([&known, &old, &young, &third].map(is_cut), [false, true, false, false]);
         // A token that comes too late does not make two of one.
         old.peer(info()).set_known();
@@ -296,13 +349,39 @@ mod tests {
         assert!(take().is_some());
     }
 
+    #[test]
+    fn who_opens_many_displaces_its_own() {
+        let open = OpenConnections::new(4);
+        let take = |client: &str| open.open(client.parse().unwrap()).unwrap().0;
+        let quiet = take("192.0.2.1");
+        // One network of IPv6 is one client.
+        let mut many: Vec<_> = (1..=3).map(|number| take(&format!("2001:db8::{number}"))).collect();
+        for number in 4..20 {
+            many.push(take(&format!("2001:db8::{number}")));
+            assert!(!is_cut(&quiet));
+            assert!(is_cut(&many.remove(0)), "its oldest one");
+        }
+        // So does a newcomer, until each has as many.
+        let newcomer = take("192.0.2.2");
+        assert_eq!(many.iter().map(is_cut).collect::<Vec<_>>(), [true, false, false]);
+        many.remove(0);
+        let another = take("192.0.2.3");
+        assert!(is_cut(&many.remove(0)));
+        let last = take("192.0.2.4");
+        assert_eq!(
+            [&quiet, &many[0], &newcomer, &another, &last].map(is_cut),
+            [true, false, false, false, false],
+            "the oldest of those who have one each"
+        );
+    }
+
     #[tokio::test]
     async fn those_that_leave_are_few() {
         let open = OpenConnections::new(1);
         let mut taken = Vec::new();
         for _ in 0..=LEAVING {
             open.few_leaving().await;
-            taken.push(open.open().unwrap().0);
+            taken.push(open.open(address(1)).unwrap().0);
         }
         assert!(open.few_leaving().now_or_never().is_none());
         taken.remove(0);
@@ -313,6 +392,7 @@ mod tests {
         assert!(is_cut(last));
         drop(taken);
         assert_eq!(open.count(), 0);
-        assert_eq!(open.0.state.lock().leaving, 0);
+        let state = open.0.state.lock();
+        assert_eq!((state.leaving, state.strangers.0.len()), (0, 0));
     }
 }

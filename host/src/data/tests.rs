@@ -432,6 +432,7 @@ fn texts_are_found_at_any_depth_and_in_any_case() {
     check_text(json!({"text": "ÄÖÜ Straße"}), "STRASSE", false);
     check_text(json!({"text": "ΟΔΥΣΣΕΥΣ"}), "οδυσσευσ", true);
     check_text(json!({"text": "\u{212a}elvin"}), "kelvin", true);
+    check_text(json!({"text": "\u{130}zmir"}), "i", true);
     check_text(
         json!({"child": {"children": [{}, {"texts": ["x", "needle"]}]}}),
         "needle",

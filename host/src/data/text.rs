@@ -4,6 +4,10 @@
 //! do not, nor what is inside an `Any` within the record. Case is folded character by character as Unicode's lower case.
 //! The walk stops at the first match, and passes over messages that cannot hold a string, so that damage behind either
 //! goes unnoticed; where a string occurs twice on the wire, which no encoder does, both count.
+//!
+//! Most records of a query do not have the text anywhere in their bytes, and are not walked at all.
+
+use memchr::{memchr2, memchr2_iter};
 
 use super::schema::{Form, Kind, MessageId, Schema};
 use super::wire::{Fields, MAX_DEPTH, Payload, WireError};
@@ -43,6 +47,17 @@ impl Needle {
         }
         lowercase(string).contains(&self.text)
     }
+
+    /// False where no string in the message of these bytes can hold the text, whatever the message is.
+    fn may_be_in(&self, message: &[u8]) -> bool {
+        if !self.is_ascii || self.text.len() > SHORT || contains_ascii(message, self.text.as_bytes()) {
+            return true;
+        }
+        let ([kelvin_sign, ..], [dotted_capital_i, ..]) = (KELVIN_SIGN, DOTTED_CAPITAL_I);
+        memchr2_iter(kelvin_sign, dotted_capital_i, message)
+            .filter_map(|start| message.get(start..))
+            .any(|rest| rest.starts_with(&KELVIN_SIGN) || rest.starts_with(&DOTTED_CAPITAL_I))
+    }
 }
 
 /// Character by character, so that a letter has the same lower case in the needle as in the string, wherever it stands.
@@ -50,11 +65,15 @@ fn lowercase(text: &str) -> String {
     text.chars().flat_map(char::to_lowercase).collect()
 }
 
+/// The letters outside ASCII whose lower case has one of ASCII in it.
+const KELVIN_SIGN: [u8; 3] = [0xe2, 0x84, 0xaa];
+const DOTTED_CAPITAL_I: [u8; 2] = [0xc4, 0xb0];
+
 fn contains_ascii(mut string: &[u8], needle: &[u8]) -> bool {
     let Some((&first, _)) = needle.split_first() else {
         return true;
     };
-    while let Some(start) = string.iter().position(|byte| byte.to_ascii_lowercase() == first) {
+    while let Some(start) = memchr2(first, first.to_ascii_uppercase(), string) {
         let candidate = string.get(start..).unwrap_or_default();
         match candidate.get(..needle.len()) {
             None => return false,
@@ -68,7 +87,7 @@ fn contains_ascii(mut string: &[u8], needle: &[u8]) -> bool {
 impl Schema {
     /// True where the message holds a string with the text.
     pub(super) fn has_text(&self, id: MessageId, bytes: &[u8], needle: &Needle) -> Result<bool, WireError> {
-        self.search(id, bytes, needle, MAX_DEPTH)
+        Ok(needle.may_be_in(bytes) && self.search(id, bytes, needle, MAX_DEPTH)?)
     }
 
     fn search(&self, id: MessageId, bytes: &[u8], needle: &Needle, depth: usize) -> Result<bool, WireError> {
@@ -99,5 +118,18 @@ impl Schema {
             }
         }
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DOTTED_CAPITAL_I, KELVIN_SIGN};
+
+    #[test]
+    fn no_other_letter_is_folded_to_ascii() {
+        let folded: String = ('\u{80}'..=char::MAX)
+            .filter(|letter| letter.to_lowercase().any(|lower| lower.is_ascii()))
+            .collect();
+        assert_eq!(folded.as_bytes(), [&DOTTED_CAPITAL_I[..], &KELVIN_SIGN].concat());
     }
 }

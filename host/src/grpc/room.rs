@@ -4,26 +4,31 @@
 //! a setting; and all others. Bytes of large requests: each waits a while for its turn. Bytes of large answers that
 //! were not taken yet: one that finds no room is refused, and a client that does not take one for a minute loses its
 //! connection, since it would keep the room from others. What is small is bounded by the number of calls.
+//!
+//! Where one could take all the room, nobody has more of it than is left for all others ([`is_fair`]): one alone has half
+//! of it, three that want all have a quarter each, and there is always as much left for the next one. It holds for the
+//! large answers of a connection, and for the open calls of an address without a token.
+//!
 //! `docs/limits.md` has the numbers.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tonic::Status;
 
-use crate::connections::Peer;
+use crate::connections::{Peer, one_client};
 use crate::telemetry::seldom::Seldom;
 
-/// Most open calls that need no token, in all and from one address. Pomerium's clients have one for each connection, by
-/// which they watch the server's health.
-const OPEN_TO_ALL: usize = 1024;
-const OPEN_TO_ONE: usize = 256;
+/// Most open calls that need no token. Pomerium's clients have one for each connection, by which they watch the server's
+/// health.
+const OPEN: usize = 1024;
 
 /// Most probes at a time: calls that need no token and are answered at once. They have places of their own, so that calls
 /// that stay open keep nobody from asking whether the server is well.
@@ -36,10 +41,12 @@ const UNARY: usize = 8192;
 /// Up to how many bytes a request, or a part of an answer, is small.
 pub const SMALL: usize = 64 << 10;
 
-/// Most bytes of requests that are not small, and of parts of answers that are not, in units of [`UNIT`].
+/// Most bytes of requests that are not small, in units of [`UNIT`].
 const REQUEST_UNITS: usize = 256 << 10;
-const ANSWER_UNITS: usize = 256 << 10;
 const UNIT: usize = 1 << 10;
+
+/// Most bytes of parts of answers that are not small and that clients have not taken yet.
+const ANSWER_BYTES: usize = 256 << 20;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -80,13 +87,14 @@ pub struct Room(Arc<Shared>);
 
 struct Shared {
     open: Arc<Semaphore>,
-    /// How many of those each address has.
-    by_address: Mutex<BTreeMap<IpAddr, usize>>,
+    /// How many of those each client has, by its address.
+    by_client: Mutex<BTreeMap<IpAddr, usize>>,
     streams: Arc<Semaphore>,
     probes: Arc<Semaphore>,
     unary: Arc<Semaphore>,
     requests: Arc<Semaphore>,
-    answers: Arc<Semaphore>,
+    /// Bytes that are free for large parts of answers. Whoever changes it changes what the connection has, too.
+    free: Mutex<usize>,
     time_limits: TimeLimits,
     /// Speaks of clients that do not take their answers.
     untaken: Mutex<Seldom>,
@@ -101,13 +109,13 @@ impl Room {
     fn with_time_limits(streams: usize, time_limits: TimeLimits) -> Self {
         let semaphore = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
         Self(Arc::new(Shared {
-            open: semaphore(OPEN_TO_ALL),
-            by_address: Mutex::default(),
+            open: semaphore(OPEN),
+            by_client: Mutex::default(),
             streams: semaphore(streams),
             probes: semaphore(PROBES),
             unary: semaphore(UNARY),
             requests: semaphore(REQUEST_UNITS),
-            answers: semaphore(ANSWER_UNITS),
+            free: Mutex::new(ANSWER_BYTES),
             time_limits,
             untaken: Mutex::default(),
         }))
@@ -141,17 +149,19 @@ impl Room {
             .map_err(|_| Status::resource_exhausted(full))?;
         let mut place = Place {
             _permit: permit,
-            address: None,
+            client: None,
         };
-        let address = peer.address().map(|address| network(address.ip()));
-        if let (Kind::Open, Some(address)) = (kind, address) {
-            let mut by_address = self.0.by_address.lock();
-            let count = by_address.entry(address).or_default();
-            if *count >= OPEN_TO_ONE {
+        let client = peer.address().map(|address| one_client(address.ip()));
+        if let (Kind::Open, Some(client)) = (kind, client) {
+            let mut by_client = self.0.by_client.lock();
+            let count = by_client.get(&client).copied().unwrap_or_default();
+            // This one has its place already.
+            let free = places.available_permits().saturating_add(1);
+            if !is_fair(count, 1, free) {
                 return Err(Status::resource_exhausted(full));
             }
-            *count = count.saturating_add(1);
-            place.address = Some((Arc::clone(&self.0), address));
+            by_client.insert(client, count.saturating_add(1));
+            place.client = Some((Arc::clone(&self.0), client));
         }
         Ok(place)
     }
@@ -180,14 +190,12 @@ impl Room {
         if part.len() <= SMALL {
             return Ok(part);
         }
-        let permit = match Arc::clone(&self.0.answers).try_acquire_many_owned(units(part.len(), ANSWER_UNITS)) {
-            Ok(permit) => permit,
-            Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => {
-                return Err(Status::resource_exhausted(
-                    "too much has been answered that clients do not take: try again, or ask for less at a time",
-                ));
-            }
-        };
+        let counted = Counted::new(&self.0, peer, part.len()).ok_or_else(|| {
+            Status::resource_exhausted(
+                "too much has been answered that clients, this one among them, do not take: try again, or ask for less at a \
+                 time",
+            )
+        })?;
         let (held, gone) = oneshot::channel();
         let (room, peer) = (self.clone(), peer.clone());
         tokio::spawn(async move {
@@ -197,7 +205,7 @@ impl Room {
         });
         Ok(Bytes::from_owner(Part {
             bytes: part,
-            _permit: permit,
+            _counted: counted,
             _held: held,
         }))
     }
@@ -225,18 +233,18 @@ impl fmt::Debug for Room {
 /// The place of a call.
 pub struct Place {
     _permit: OwnedSemaphorePermit,
-    /// Where it counts against an address.
-    address: Option<(Arc<Shared>, IpAddr)>,
+    /// Whose it is, where that is counted.
+    client: Option<(Arc<Shared>, IpAddr)>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some((shared, address)) = &self.address else { return };
-        let mut by_address = shared.by_address.lock();
-        if let Some(count) = by_address.get_mut(address) {
+        let Some((shared, client)) = &self.client else { return };
+        let mut by_client = shared.by_client.lock();
+        if let Some(count) = by_client.get_mut(client) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                by_address.remove(address);
+                by_client.remove(client);
             }
         }
     }
@@ -248,9 +256,54 @@ pub struct Held(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit
 /// A large part of an answer.
 struct Part {
     bytes: Bytes,
-    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
     /// Dropped with the part, which is how it is known to be gone.
     _held: oneshot::Sender<()>,
+}
+
+/// Bytes of large answers that count, until this is dropped, against all connections and the one that they go to.
+struct Counted {
+    shared: Arc<Shared>,
+    peer: Peer,
+    bytes: usize,
+}
+
+impl Counted {
+    /// None where there is no room.
+    fn new(shared: &Arc<Shared>, peer: &Peer, bytes: usize) -> Option<Self> {
+        let mut free = shared.free.lock();
+        let untaken = peer.untaken().map_or(0, |untaken| untaken.load(Ordering::Relaxed));
+        if !is_fair(untaken, bytes, *free) {
+            return None;
+        }
+        *free = free.saturating_sub(bytes);
+        if let Some(count) = peer.untaken() {
+            count.store(untaken.saturating_add(bytes), Ordering::Relaxed);
+        }
+        Some(Self {
+            shared: Arc::clone(shared),
+            peer: peer.clone(),
+            bytes,
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut free = self.shared.free.lock();
+        *free = free.saturating_add(self.bytes);
+        if let Some(count) = self.peer.untaken() {
+            count.store(
+                count.load(Ordering::Relaxed).saturating_sub(self.bytes),
+                Ordering::Relaxed,
+            );
+        }
+    }
+}
+
+/// Whether one that has so much may take so much more where so much is free: it must not come to have more than was free.
+fn is_fair(has: usize, more: usize, free: usize) -> bool {
+    has.saturating_add(more) <= free
 }
 
 impl AsRef<[u8]> for Part {
@@ -277,22 +330,11 @@ fn units(bytes: usize, most: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT).min(most)).unwrap_or(u32::MAX)
 }
 
-/// What counts as one address: who has one address of IPv6 has as many as a network of 64 bits.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        address => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use std::net::SocketAddr;
+    use std::net::{Ipv4Addr, SocketAddr};
 
     use futures::FutureExt as _;
     use tonic::Code;
@@ -306,18 +348,32 @@ mod tests {
     }
 
     #[test]
-    fn one_address_does_not_take_all_places_without_a_token() {
+    fn some_addresses_do_not_take_all_places_without_a_token() {
         let room = Room::new(1);
-        let enter = |address: &str| room.enter(Kind::Open, &peer(address));
-        let mut places: Vec<_> = (0..OPEN_TO_ONE).map(|_| enter("2001:db8::1").unwrap()).collect();
-        let refused = |address| enter(address).err().map(|status| status.code());
-        assert_eq!(refused("2001:db8::2"), Some(Code::ResourceExhausted));
-        places.pop();
-        places.push(enter("2001:db8::2").unwrap());
-        for address in ["2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"] {
-            places.extend((0..OPEN_TO_ONE).map(|_| enter(address).unwrap()));
+        let mut places = Vec::new();
+        // As many as there are, until one is refused.
+        let mut take = |address: &str| {
+            let before = places.len();
+            let code = loop {
+                match room.enter(Kind::Open, &peer(address)) {
+                    Ok(place) => places.push(place),
+                    Err(status) => break status.code(),
+                }
+            };
+            assert_eq!(code, Code::ResourceExhausted);
+            places.len() - before
+        };
+        assert_eq!(take("2001:db8::1"), OPEN / 2);
+        assert_eq!(take("2001:db8::2"), 0, "of the same network");
+        // Whoever comes, half of what the others have left is there.
+        for (address, share) in [
+            ("2001:db8:0:1::1", 4),
+            ("192.0.2.1", 8),
+            ("192.0.2.2", 16),
+            ("192.0.2.3", 32),
+        ] {
+            assert_eq!(take(address), OPEN / share, "{address}");
         }
-        assert_eq!(refused("192.0.2.3"), Some(Code::ResourceExhausted));
         // The others have places of their own.
         let stream = room.enter(Kind::Stream, &peer("192.0.2.3")).unwrap();
         assert!(room.enter(Kind::Stream, &peer("192.0.2.3")).is_err());
@@ -325,7 +381,8 @@ mod tests {
         assert!(room.enter(Kind::Stream, &peer("192.0.2.3")).is_ok());
         assert!(room.enter(Kind::Unary, &peer("192.0.2.3")).is_ok());
         drop(places);
-        assert!(room.0.by_address.lock().is_empty());
+        assert!(room.0.by_client.lock().is_empty());
+        assert_eq!(room.0.open.available_permits(), OPEN);
     }
 
     #[tokio::test]
@@ -348,14 +405,45 @@ mod tests {
             remote_addr: None,
         };
         let open = OpenConnections::new(2);
-        let (slow, _) = open.open().unwrap();
-        let (quick, _) = open.open().unwrap();
+        let (slow, _) = open.open(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let (quick, _) = open.open(Ipv4Addr::LOCALHOST.into()).unwrap();
         let room = Room::hasty();
         let part = Bytes::from(vec![7; SMALL + 1]);
         let _untaken = room.answer(part.clone(), &slow.peer(info.clone())).unwrap();
         drop(room.answer(part, &quick.peer(info)).unwrap());
         tokio::time::timeout(Duration::from_secs(20), slow.cut()).await.unwrap();
         assert!(quick.cut().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn one_client_that_takes_nothing_leaves_room_for_the_others() {
+        let info = TcpConnectInfo {
+            local_addr: None,
+            remote_addr: None,
+        };
+        let open = OpenConnections::new(10);
+        let connections: Vec<_> = (0..4)
+            .map(|_| open.open(Ipv4Addr::LOCALHOST.into()).unwrap().0)
+            .collect();
+        let room = Room::new(1);
+        let part = Bytes::from(vec![7; 4 << 20]);
+        let mut untaken = Vec::new();
+        // One after the other asks for all that it can get.
+        for (connection, share) in connections.iter().zip([2, 4, 8, 16]) {
+            let peer = connection.peer(info.clone());
+            let mut bytes = 0;
+            while let Ok(part) = room.answer(part.clone(), &peer) {
+                bytes += part.len();
+                untaken.push(part);
+            }
+            assert_eq!(bytes, ANSWER_BYTES / share);
+        }
+        drop(untaken);
+        assert_eq!(*room.0.free.lock(), ANSWER_BYTES);
+        for connection in &connections {
+            let peer = connection.peer(info.clone());
+            assert_eq!(peer.untaken().unwrap().load(Ordering::Relaxed), 0);
+        }
     }
 
     #[tokio::test]
@@ -367,7 +455,7 @@ mod tests {
         while let Ok(part) = room.answer(part.clone(), &peer) {
             parts.push(part);
         }
-        assert_eq!(parts.len() * part.len(), ANSWER_UNITS * UNIT);
+        assert_eq!(parts.len() * part.len(), ANSWER_BYTES);
         assert!(parts.iter().all(|counted| *counted == part));
         // What is small is not counted.
         assert!(room.answer(part.slice(..SMALL), &peer).is_ok());

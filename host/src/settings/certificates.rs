@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::path::PathBuf;
 
-use super::document::Value;
+use super::document::{self, Value};
 use super::keys::{self, Key};
 use super::reader::Reader;
 use super::{Address, SharedSecret};
@@ -36,8 +36,12 @@ pub(super) fn grpc(reader: &mut Reader<'_>, address: &Address, secret: &SharedSe
                 "delete one of the two",
             );
         }
-        if !certificates.is_empty() {
-            reader.inform("the certificates are not used, since GRPC_INSECURE turns TLS off".to_owned());
+        let insecure = reader.place(&keys::GRPC_INSECURE);
+        for pair in certificates {
+            let place = pair.certificate.place();
+            reader.warn(format!(
+                "{place}: this certificate is not used, since TLS is turned off ({insecure}): delete one of the two"
+            ));
         }
         return None;
     }
@@ -224,6 +228,29 @@ fn listed(reader: &mut Reader<'_>) -> Vec<Pair> {
         }
     }
     pairs
+}
+
+/// The files that `certificates` names, and where it does. Whoever reads the setting itself tells its mistakes.
+pub(super) fn listed_files(reader: &Reader<'_>) -> Vec<(String, PathBuf)> {
+    let Some(found) = reader.find(&keys::CERTIFICATES) else {
+        return Vec::new();
+    };
+    let value = match &found.value {
+        Value::Text(text) => document::inline(&found.place, text).unwrap_or(Value::Absent),
+        value => value.clone(),
+    };
+    let Value::List(pairs) = value else {
+        return Vec::new();
+    };
+    let entries = pairs.into_iter().filter_map(|pair| match pair.value {
+        Value::Map(entries) => Some(entries),
+        _ => None,
+    });
+    let files = entries.flatten().filter_map(|(_, node)| match node.value {
+        Value::Text(path) => Some((found.place.clone(), PathBuf::from(path))),
+        _ => None,
+    });
+    files.collect()
 }
 
 fn listed_pair(place: &str, value: Value) -> Result<Pair, String> {

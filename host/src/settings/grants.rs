@@ -17,21 +17,26 @@ use crate::component::{Destination, Directory, GrantError, Grants, Origin, cache
 /// The most that a secret of a plugin may hold, in bytes.
 const SECRET_BYTES: u64 = 64 << 10;
 
-/// The files of this process that no plugin may see, by the settings that name them.
-fn own_files() -> [&'static Key; 10] {
-    [
-        &keys::SHARED_SECRET_FILE,
-        &keys::SHARED_SECRET_PREVIOUS_FILE,
-        &keys::CERTIFICATE_KEY_FILE,
-        &keys::METRICS_CERTIFICATE_KEY_FILE,
-        &keys::METRICS_BASIC_AUTH_FILE,
-        &keys::STORAGE_CONNECTION_STRING_FILE,
-        &keys::GRPC_CLIENT_CA_FILE,
-        &keys::METRICS_CLIENT_CA_FILE,
-        &keys::RECORD_DESCRIPTORS,
-        &keys::PLUGIN_REPORT_DIR,
-    ]
-}
+const NOTHING_ELSE: &str = "grant a directory that holds nothing but the plugin's data";
+
+/// What these hold is the system and this process, such as its environment, and no files.
+const SYSTEM: [&str; 2] = ["/proc", "/sys"];
+
+/// The settings that name this process's own files, which no plugin may see.
+const OWN_FILES: [&Key; 12] = [
+    &keys::SHARED_SECRET_FILE,
+    &keys::SHARED_SECRET_PREVIOUS_FILE,
+    &keys::CERTIFICATE_FILE,
+    &keys::CERTIFICATE_KEY_FILE,
+    &keys::METRICS_CERTIFICATE_FILE,
+    &keys::METRICS_CERTIFICATE_KEY_FILE,
+    &keys::METRICS_BASIC_AUTH_FILE,
+    &keys::STORAGE_CONNECTION_STRING_FILE,
+    &keys::GRPC_CLIENT_CA_FILE,
+    &keys::METRICS_CLIENT_CA_FILE,
+    &keys::RECORD_DESCRIPTORS,
+    &keys::PLUGIN_REPORT_DIR,
+];
 
 /// Reads them all.
 pub(super) fn read(reader: &mut Reader<'_>) -> Grants {
@@ -92,7 +97,9 @@ fn secrets(reader: &mut Reader<'_>) -> BTreeMap<String, PathBuf> {
                 ));
             }
             Ok(_) => {}
-            Err(error) => reader.mistake(key, format!("{path:?}: {error}"), key.remedy),
+            // What is no whole path may be the secret itself.
+            Err(error) if path.is_absolute() => reader.mistake(key, format!("{name:?}: {path:?}: {error}"), key.remedy),
+            Err(error) => reader.mistake(key, format!("the file of {name:?}: {error}"), key.remedy),
         }
         secrets.insert(name, path);
     }
@@ -117,49 +124,57 @@ fn check_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
     }
 }
 
-/// What is this process's own would be the plugin's too in a directory of its.
+/// What is this process's own is not for the plugin: neither by itself nor in a directory of the plugin's.
 fn check_own_files(reader: &mut Reader<'_>, grants: &Grants) {
-    let key = &keys::PLUGIN_DIRECTORIES;
-    let mut own: Vec<(String, PathBuf)> = own_files()
-        .into_iter()
-        .filter_map(|key| named_file(reader, key))
-        .collect();
-    if let Some(file) = reader.source().file.clone() {
-        own.push(("the configuration file".to_owned(), file));
-    }
     let canonical = |path: &Path| fs::canonicalize(path).ok();
+    let own = own_files(reader).into_iter();
+    let own: Vec<_> = own
+        .filter_map(|(place, path)| Some((place, canonical(&path)?, path)))
+        .collect();
     for directory in &grants.directories {
         let Some(outside) = canonical(&directory.outside) else {
             continue;
         };
-        for (place, path) in &own {
-            if canonical(path).is_some_and(|path| path.starts_with(&outside)) {
-                let wrong = format!(
-                    "{:?} would give the plugin {path:?}, which is this process's own ({place})",
-                    directory.outside
-                );
-                reader.mistake(key, wrong, "grant a directory that holds nothing but the plugin's data");
-            }
+        for (place, _, path) in own.iter().filter(|(_, own, _)| own.starts_with(&outside)) {
+            let wrong = format!(
+                "{:?} would give the plugin {path:?}, which is this process's own ({place})",
+                directory.outside
+            );
+            reader.mistake(&keys::PLUGIN_DIRECTORIES, wrong, NOTHING_ELSE);
         }
     }
-    let shared = [&keys::SHARED_SECRET_FILE, &keys::SHARED_SECRET_PREVIOUS_FILE];
-    for shared in shared {
-        let Some((_, path)) = named_file(reader, shared) else {
+    let key = &keys::PLUGIN_SECRETS;
+    for (name, path) in &grants.secrets {
+        let Some(secret) = canonical(path) else {
             continue;
         };
-        let shared = canonical(&path);
-        if shared.is_some() && grants.secrets.values().any(|secret| canonical(secret) == shared) {
-            let key = &keys::PLUGIN_SECRETS;
-            let wrong = format!("{path:?} is the secret that Pomerium's services share, which no plugin sees");
-            reader.mistake(key, wrong, "grant the plugin a secret of its own");
-        }
+        let own = own.iter().find(|(_, own, _)| secret.starts_with(own));
+        let whose = match own {
+            Some((place, ..)) => format!("this process's own ({place})"),
+            None if is_system(&secret) => "of the system or of this process itself".to_owned(),
+            None => continue,
+        };
+        let wrong = format!("{name:?}: {path:?} is {whose}, which no plugin sees");
+        reader.mistake(key, wrong, "grant the plugin a file of its own");
     }
+}
+
+/// This process's own files, each with the place that names it.
+fn own_files(reader: &Reader<'_>) -> Vec<(String, PathBuf)> {
+    let named = OWN_FILES.into_iter().filter_map(|key| named_file(reader, key));
+    let configuration = reader.source().file.clone();
+    named
+        .chain(configuration.map(|file| ("the configuration file".to_owned(), file)))
+        .chain(super::certificates::listed_files(reader))
+        .collect()
+}
+
+fn is_system(path: &Path) -> bool {
+    SYSTEM.iter().any(|system| path.starts_with(system))
 }
 
 /// Where this process, or its compiled code, could be changed.
 fn check_own_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
-    /// What these hold is the system and this process, and no files.
-    const SYSTEM: [&str; 3] = ["/proc", "/sys", "/dev"];
     let key = &keys::PLUGIN_DIRECTORIES;
     let configured = named_file(reader, &keys::PLUGIN_CACHE_DIR).map(|(_, path)| path);
     let cache = cache_directory(configured.as_deref()).map(|path| resolved(&path));
@@ -167,7 +182,7 @@ fn check_own_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
         let Ok(outside) = fs::canonicalize(&directory.outside) else {
             continue;
         };
-        let holds = if SYSTEM.iter().any(|system| outside.starts_with(system)) || outside.parent().is_none() {
+        let holds = if is_system(&outside) || outside.starts_with("/dev") || outside.parent().is_none() {
             "this process and the system itself"
         } else if cache
             .as_ref()
@@ -178,7 +193,7 @@ fn check_own_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
             continue;
         };
         let wrong = format!("{:?} holds {holds}", directory.outside);
-        reader.mistake(key, wrong, "grant a directory that holds nothing but the plugin's data");
+        reader.mistake(key, wrong, NOTHING_ELSE);
     }
 }
 

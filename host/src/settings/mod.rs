@@ -42,7 +42,7 @@ pub use telemetry::default_probes;
 use reader::{Fingerprints, Reader};
 
 use crate::telemetry::config::Config as Telemetry;
-use crate::{component, tls};
+use crate::{broker, component, tls};
 
 /// All settings of `serve`, checked.
 #[derive(Debug)]
@@ -59,10 +59,8 @@ pub struct Settings {
     pub storage: component::Config,
     /// A file with descriptors of more record types.
     pub record_descriptors: Option<PathBuf>,
-    /// How long changes stay in the change log.
-    pub history: Duration,
-    /// How often old changes and expired records are removed.
-    pub clean_interval: Duration,
+    /// How the broker behaves.
+    pub broker: broker::Config,
     /// How long a shutdown may take.
     pub grace_period: Duration,
     /// Most connections at a time.
@@ -113,25 +111,23 @@ impl Settings {
                     .to_owned(),
             );
         }
+        let plugin = reader.parsed(
+            &keys::STORAGE_TYPE,
+            component::Source::BuiltIn("memory".to_owned()),
+            plugin,
+        );
         let storage = component::Config {
-            plugin: reader.parsed(
-                &keys::STORAGE_TYPE,
-                component::Source::BuiltIn("memory".to_owned()),
-                plugin,
-            ),
-            connection_string: reader
-                .text_or_file(&keys::STORAGE_CONNECTION_STRING, &keys::STORAGE_CONNECTION_STRING_FILE)
-                .map(|(_, text)| text.trim().to_owned()),
+            connection_string: connection_string(&mut reader, &plugin),
+            plugin,
             cache_dir: reader.text(&keys::PLUGIN_CACHE_DIR).map(PathBuf::from),
             limits: plugin::limits(&mut reader),
             restarts: plugin::restarts(&mut reader),
-            report_dir: reader.text(&keys::PLUGIN_REPORT_DIR).map(PathBuf::from),
+            report_dir: plugin::report_dir(&mut reader),
             grants: grants::read(&mut reader),
         };
         let record_descriptors = reader.text(&keys::RECORD_DESCRIPTORS).map(PathBuf::from);
+        let broker = broker(&mut reader);
         let mut duration = |key, least, most| duration(&mut reader, key, (least, most));
-        let history = duration(&keys::HISTORY, SHORTEST, 10 * YEAR);
-        let clean_interval = duration(&keys::CLEAN_INTERVAL, SHORTEST, 24 * HOUR);
         let grace_period = duration(&keys::GRACE_PERIOD, Duration::ZERO, HOUR);
         let tls_reload_interval = duration(&keys::TLS_RELOAD_INTERVAL, Duration::from_millis(100), 24 * HOUR);
         let mut number = |key: &'static Key, most| reader.or_default(key, |text| bounded(text, 1, most));
@@ -147,8 +143,7 @@ impl Settings {
             tls_reload_interval,
             storage,
             record_descriptors,
-            history,
-            clean_interval,
+            broker,
             grace_period,
             max_connections,
             max_streams,
@@ -170,8 +165,14 @@ pub fn client_secret(source: &Source) -> Result<SharedSecret, Mistakes> {
     reader.finish().map(|_| secret.0)
 }
 
+/// What to do with a secret that is not written down as base64. Not every `base64` leaves line ends out by itself.
+const BYTES_AS_BASE64: &str =
+    "it looks like the bytes of the secret themselves: write them as base64, as `base64 FILE | tr -d '\\n'` does";
+
 /// Shorter than anybody needs but tests.
 const SHORTEST: Duration = Duration::from_millis(10);
+/// What to do about a connection string that is not Postgres'.
+const POSTGRES: &str = "write it as psql takes it, such as postgres://USER:PASSWORD@HOST/DATABASE";
 const HOUR: Duration = Duration::from_secs(60 * 60);
 /// A year of 365 days, in a bound only.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -204,8 +205,8 @@ fn current_secret(reader: &mut Reader<'_>, may_be_generated: bool) -> (SharedSec
     let parsed = match found {
         Some((key, text)) => parse_secret(reader, key, &text),
         None => {
-            if !may_be_generated && !reader.has_mistake_of(&keys::SHARED_SECRET_FILE) {
-                let key = &keys::SHARED_SECRET;
+            let key = &keys::SHARED_SECRET;
+            if !(may_be_generated || reader.has_mistake_of(key) || reader.has_mistake_of(&keys::SHARED_SECRET_FILE)) {
                 reader.mistake(key, "it is not set".to_owned(), key.remedy);
             }
             None
@@ -220,14 +221,26 @@ fn parse_secret(reader: &mut Reader<'_>, key: &'static Key, text: &str) -> Optio
         Err(error) => error,
     };
     let remedy = match error {
-        SecretError::Whitespace => "remove the spaces and line ends around it; `printf %s` writes a file without one",
-        SecretError::NotBase64(_) if text.len() == SECRET_LENGTH => {
-            "it looks like the bytes themselves: write them as base64, as `base64 -w0` does"
+        SecretError::Whitespace => {
+            "remove the spaces and line ends around it: in a file, `tr -d '[:space:]' <FILE >NEW` does"
         }
+        SecretError::NotBase64(_) if text.len() == SECRET_LENGTH => BYTES_AS_BASE64,
         _ => keys::SHARED_SECRET.remedy,
     };
     reader.mistake(key, error.to_string(), remedy);
     None
+}
+
+/// The broker's own defaults count where nothing is set; the table of settings has them in words.
+fn broker(reader: &mut Reader<'_>) -> broker::Config {
+    let default = broker::Config::default();
+    let mut duration =
+        |key: &'static Key, default, most| reader.parsed(key, default, |text| bounded_duration(text, (SHORTEST, most)));
+    broker::Config {
+        history: duration(&keys::HISTORY, default.history, 10 * YEAR),
+        clean_interval: duration(&keys::CLEAN_INTERVAL, default.clean_interval, 24 * HOUR),
+        ..default
+    }
 }
 
 /// `SERVICES` decides what a Pomerium process runs; here it must merely not exclude the databroker.
@@ -282,15 +295,59 @@ fn plugin(text: &str) -> Result<component::Source, String> {
     if built_ins.contains(&text) {
         return Ok(component::Source::BuiltIn(text.to_owned()));
     }
-    if text.contains('/') || text.ends_with(".wasm") {
+    if looks_like_file(text) {
         return Ok(component::Source::File(PathBuf::from(text)));
     }
     let known = built_ins.join(", ");
-    Err(if matches!(text, "file" | "postgres") {
+    Err(if text == "file" {
         format!("{text:?} is a store of Pomerium's that this version has no plugin for; there is {known}")
     } else {
         format!("{text:?} is not a storage plugin; there is {known}")
     })
+}
+
+/// True where a plugin's name can only be meant as a file's path.
+pub fn looks_like_file(plugin: &str) -> bool {
+    plugin.contains('/') || plugin.ends_with(".wasm")
+}
+
+/// What the plugin is told about its store. What the built-in plugins take is known, so that it is judged here; of any other
+/// plugin only that plugin knows.
+fn connection_string(reader: &mut Reader<'_>, plugin: &component::Source) -> Option<String> {
+    let (key, file) = (&keys::STORAGE_CONNECTION_STRING, &keys::STORAGE_CONNECTION_STRING_FILE);
+    let found = reader
+        .text_or_file(key, file)
+        .map(|(key, text)| (key, text.trim().to_owned()))
+        .filter(|(_, text)| !text.is_empty());
+    let component::Source::BuiltIn(name) = plugin else {
+        return found.map(|(_, text)| text);
+    };
+    match (name.as_str(), found) {
+        ("postgres", None) => {
+            if !reader.has_mistake_of(file) {
+                let wrong = "it is not set, and DATABROKER_STORAGE_TYPE is postgres".to_owned();
+                let remedy = "say where the database is, such as postgres://USER:PASSWORD@HOST/DATABASE";
+                reader.mistake(key, wrong, remedy);
+            }
+            None
+        }
+        ("postgres", Some((key, text))) => {
+            if let Err(wrong) = component::check_database(&text) {
+                reader.mistake(key, wrong, POSTGRES);
+            }
+            Some(text)
+        }
+        // Pomerium passes over it. Whoever has it there may believe that records outlive the process.
+        ("memory", Some((key, text))) if component::names_database(&text) => {
+            let place = reader.place(key);
+            reader.warn(format!(
+                "{place}: it is not used, since DATABROKER_STORAGE_TYPE is memory, which keeps nothing over a restart: set \
+                 DATABROKER_STORAGE_TYPE to postgres, or delete it"
+            ));
+            None
+        }
+        (_, found) => found.map(|(_, text)| text),
+    }
 }
 
 /// A whole number within bounds.
@@ -306,15 +363,16 @@ where
 }
 
 fn duration(reader: &mut Reader<'_>, key: &'static Key, bounds: (Duration, Duration)) -> Duration {
-    let (least, most) = bounds;
-    reader.or_default(key, |text| {
-        let duration = humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a duration"))?;
-        if duration < least || duration > most {
-            let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
-            return Err(format!("{text} is out of bounds: {least} to {most}"));
-        }
-        Ok(duration)
-    })
+    reader.or_default(key, |text| bounded_duration(text, bounds))
+}
+
+fn bounded_duration(text: &str, (least, most): (Duration, Duration)) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a duration"))?;
+    if duration < least || duration > most {
+        let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
+        return Err(format!("{text} is out of bounds: {least} to {most}"));
+    }
+    Ok(duration)
 }
 
 #[cfg(test)]

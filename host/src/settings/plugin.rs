@@ -1,8 +1,12 @@
 //! What a running plugin may use, and how often it is started again.
 
 use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+
+use rustix::fs::{Access, access};
 
 use super::reader::Reader;
 use super::{HOUR, Key, SHORTEST, bounded, duration, keys};
@@ -37,6 +41,30 @@ pub(super) fn restarts(reader: &mut Reader<'_>) -> Restarts {
         most: number(reader, &keys::PLUGIN_RESTARTS, (0, 1000)),
         ..Restarts::default()
     }
+}
+
+/// Where reports of its ends are kept. The directory is made with the first of them, which is when nobody wants to hear that
+/// it cannot be: so it is looked at here, or what it would be made in.
+pub(super) fn report_dir(reader: &mut Reader<'_>) -> Option<PathBuf> {
+    let key = &keys::PLUGIN_REPORT_DIR;
+    let directory = PathBuf::from(reader.text(key)?);
+    // A relative path begins in the working directory.
+    let there = directory.ancestors().find(|path| path.symlink_metadata().is_ok());
+    let there = there.unwrap_or(Path::new("."));
+    let unusable = match fs::metadata(there) {
+        Ok(metadata) if !metadata.is_dir() => Some("it is not a directory".to_owned()),
+        Ok(_) => {
+            let allowed = access(there, Access::WRITE_OK | Access::EXEC_OK);
+            allowed
+                .err()
+                .map(|error| format!("it cannot be written to: {}", std::io::Error::from(error)))
+        }
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(wrong) = unusable {
+        reader.mistake(key, format!("{there:?}: {wrong}"), key.remedy);
+    }
+    Some(directory)
 }
 
 fn number<N>(reader: &mut Reader<'_>, key: &'static Key, (least, most): (N, N)) -> N

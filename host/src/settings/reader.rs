@@ -11,13 +11,18 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use super::Notice;
 use super::document::{self, Document, Node, Value};
-use super::keys::{ALL, Key};
+use super::keys::{ALL, Group, Key};
+use super::{BYTES_AS_BASE64, Notice, SECRET_LENGTH};
 use crate::file;
 
 /// The most that a file with a secret or a connection string may hold, in bytes.
 const FILE_BYTES: u64 = 64 << 10;
+
+/// What some editors put before a text in UTF-8. Nobody sees it, and Pomerium takes no secret with it.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+const HAS_BYTE_ORDER_MARK: &str = "it begins with a byte order mark, which some editors write";
+const WITHOUT_BYTE_ORDER_MARK: &str = "write it as UTF-8 without one: `sed -i '1s/^\\xEF\\xBB\\xBF//' FILE`";
 
 /// Where values come from, before anything looks at them.
 #[derive(Clone, Default)]
@@ -255,7 +260,12 @@ impl<'a> Reader<'a> {
         file: &'static Key,
     ) -> Option<(&'static Key, String)> {
         let Some(path) = self.text(file) else {
-            return self.raw(key).map(|text| (key, text));
+            let text = self.raw(key)?;
+            if text.starts_with(BYTE_ORDER_MARK) {
+                self.mistake(key, HAS_BYTE_ORDER_MARK.to_owned(), WITHOUT_BYTE_ORDER_MARK);
+                return None;
+            }
+            return Some((key, text));
         };
         let path = Path::new(&path);
         let contents = match file::read(path, FILE_BYTES) {
@@ -273,15 +283,21 @@ impl<'a> Reader<'a> {
                 "{place}: users other than its owner can read {path:?}: chmod 600"
             ));
         }
-        let length = contents.bytes.len();
-        match String::from_utf8(contents.bytes) {
-            Ok(text) => Some((file, text)),
-            Err(_) => {
-                let wrong = format!("{path:?}: it holds {length} raw bytes, no text");
-                self.mistake(file, wrong, "write them as base64: `base64 -w0 FILE`");
-                None
-            }
-        }
+        let (wrong, remedy) = match String::from_utf8(contents.bytes) {
+            Ok(text) if text.starts_with(BYTE_ORDER_MARK) => (HAS_BYTE_ORDER_MARK.to_owned(), WITHOUT_BYTE_ORDER_MARK),
+            Ok(text) => return Some((file, text)),
+            Err(error) => match error.as_bytes() {
+                // Both orders of bytes.
+                [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => ("it is UTF-16".to_owned(), "save it as UTF-8"),
+                bytes => {
+                    let wrong = format!("it holds {} raw bytes, no text", bytes.len());
+                    let is_secret = key.group == Group::SharedSecret && bytes.len() == SECRET_LENGTH;
+                    (wrong, if is_secret { BYTES_AS_BASE64 } else { key.remedy })
+                }
+            },
+        };
+        self.mistake(file, format!("{path:?}: {wrong}"), remedy);
+        None
     }
 
     /// Notes a mistake, at the place where the value was found.

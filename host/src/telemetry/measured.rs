@@ -15,7 +15,7 @@ use super::metrics::{Function, Functions};
 use super::traces;
 use crate::backend::{
     Backend, BackendError, Batch, ChangesPage, ChangesRequest, EvictRequest, Evicted, LeaseRequest, Observed, Position,
-    Pruned, PutResult, Reopenings, Runtime, ScanPage, ScanRequest, Statistics,
+    Pruned, PutResult, Runtime, ScanPage, ScanRequest, Statistics,
 };
 use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp};
 
@@ -202,9 +202,5 @@ impl Backend for Measured {
 
     fn runtime(&self) -> Runtime {
         self.backend.runtime()
-    }
-
-    fn reopenings(&self) -> Reopenings {
-        self.backend.reopenings()
     }
 }

@@ -78,7 +78,7 @@ pub enum Pem {
 
 impl Pem {
     /// Where it is, for messages.
-    fn place(&self) -> String {
+    pub fn place(&self) -> String {
         match self {
             Self::Inline { setting, .. } => setting.clone(),
             Self::File { setting, path } => format!("{setting}: {path:?}"),

@@ -304,7 +304,7 @@ async fn blind_and_seeing(config: Config) -> (Arc<Broker>, Arc<Broker>, Arc<Nati
         }
         Ok(())
     });
-    let blind = broker_over(blind, info.clone(), config).await;
+    let blind = broker_over(blind, again(&info), config).await;
     let seeing = broker_over(store.clone(), info, Config::default()).await;
     (blind, seeing, store)
 }
@@ -479,6 +479,91 @@ async fn a_store_that_always_says_it_was_pruned_does_not_keep_the_host_busy() {
     let _broker = broker_over(store, info, Config::default()).await;
     // After a failure the follower pauses, and then begins anew by waiting.
     until("the follower pauses", async || waits.load(Ordering::SeqCst) > 2).await;
+}
+
+#[tokio::test]
+async fn a_log_that_grows_as_fast_as_it_is_read_does_not_keep_the_host_from_other_news() {
+    let grows = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let pages = Arc::new(AtomicUsize::new(0));
+    let (inner, info) = native(true);
+    let store = Tap::new(Arc::clone(&inner), {
+        let (grows, pages, inner) = (Arc::clone(&grows), Arc::clone(&pages), Arc::clone(&inner));
+        move |call| {
+            if call.begins("changes") && call.record_type.is_none() {
+                pages.fetch_add(1, Ordering::SeqCst);
+            }
+            let (grows, inner) = (Arc::clone(&grows), Arc::clone(&inner));
+            async move {
+                // Another host writes more than fits into the page that is about to be read.
+                if call.begins("changes") && call.record_type.is_none() && grows.load(Ordering::SeqCst) {
+                    let change = |id: u32| Change {
+                        key: Key::new("busy", id.to_string()),
+                        operation: Operation::Upsert {
+                            data: None,
+                            network: None,
+                        },
+                        expected: None,
+                    };
+                    let batch = Batch {
+                        changes: (0..1100).map(change).collect(),
+                    };
+                    inner.put(vec![batch], Timestamp::now()).await.unwrap();
+                }
+                Ok(())
+            }
+        }
+    });
+    let broker = broker_over(store, info, Config::default()).await;
+    let mut stream = sync(&broker, Some("quiet"), 0).await;
+    let kept = Options {
+        capacity: Some(3),
+        ..Options::default()
+    };
+    until("the host reads the log", async || pages.load(Ordering::SeqCst) > 1).await;
+    inner.set_options("t".to_owned(), Some(kept.clone())).await.unwrap();
+    until("the host hears of options that another one has set", async || {
+        broker.get_options("t".to_owned()).await.as_ref() == Ok(&kept)
+    })
+    .await;
+    // It was heard after two rounds at most.
+    let pages = pages.load(Ordering::SeqCst);
+    assert!(pages < 150, "{pages} pages were read before");
+    grows.store(false, Ordering::SeqCst);
+    let written = broker.put(vec![write("quiet", "b", b"")]).await.unwrap();
+    assert_eq!(next(&mut stream).await.as_ref(), Ok(&written.records[0]));
+}
+
+#[tokio::test]
+async fn lists_are_read_few_at_a_time() {
+    let (under_way, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let broker = tapped(Config::default(), {
+        let (under_way, most) = (Arc::clone(&under_way), Arc::clone(&most));
+        move |call| {
+            let (under_way, most) = (Arc::clone(&under_way), Arc::clone(&most));
+            async move {
+                if call.begins("types") || call.begins("list_services") {
+                    most.fetch_max(under_way.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    // All that are let in are.
+                    for _ in 0..1000 {
+                        tokio::task::yield_now().await;
+                    }
+                } else if call.ends("types") || call.ends("list_services") {
+                    under_way.fetch_sub(1, Ordering::SeqCst);
+                }
+                Ok(())
+            }
+        }
+    })
+    .await;
+    broker.put(vec![write("t", "a", b"")]).await.unwrap();
+    let lists = futures::future::join_all((0..20).map(|_| broker.list_types()));
+    let services = futures::future::join_all((0..20).map(|_| broker.list_services(Vec::new())));
+    let (lists, services) = timeout(PATIENCE, async { tokio::join!(lists, services) })
+        .await
+        .unwrap();
+    assert!(lists.into_iter().all(|list| list == Ok(vec!["t".to_owned()])));
+    assert!(services.into_iter().all(|services| services == Ok(Vec::new())));
+    assert_eq!(most.load(Ordering::SeqCst), 4);
 }
 
 /// A broker, and how many pages were scanned of its store.

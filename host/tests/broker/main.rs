@@ -49,6 +49,15 @@ fn native(shared: bool) -> (Arc<Native>, StoreInfo) {
     .unwrap()
 }
 
+/// The same once more, for a second broker.
+fn again(info: &StoreInfo) -> StoreInfo {
+    StoreInfo {
+        summary: info.summary.clone(),
+        reopenings: Reopenings::never(),
+        ..*info
+    }
+}
+
 async fn broker_over(backend: Arc<dyn Backend>, info: StoreInfo, config: Config) -> Arc<Broker> {
     Broker::start(backend, info, config, descriptors()).await.unwrap()
 }
@@ -537,7 +546,7 @@ async fn a_patch_whose_answer_nobody_could_take_is_refused() {
 #[tokio::test]
 async fn two_brokers_on_a_shared_store() {
     let (backend, info) = native(true);
-    let one = broker_over(backend.clone(), info.clone(), Config::default()).await;
+    let one = broker_over(backend.clone(), again(&info), Config::default()).await;
     let two = broker_over(backend, info, Config::default()).await;
 
     // Changes, options and services of one reach the streams of the other.

@@ -1,5 +1,6 @@
 //! A store that stops and is opened again while calls and streams are under way.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 
 use databroker_host::broker::Query;
@@ -62,6 +63,7 @@ impl Control {
 async fn losing() -> (Arc<Broker>, Arc<Control>) {
     let (reopener, reopenings) = Reopenings::channel();
     let (inner, info) = native(false);
+    let info = StoreInfo { reopenings, ..info };
     let control = Arc::new(Control {
         inner: Arc::new(Mutex::new(inner)),
         reopener,
@@ -87,7 +89,7 @@ async fn losing() -> (Arc<Broker>, Arc<Control>) {
             }
         }
     };
-    let tap = Tap::replaceable(Arc::clone(&control.inner), reopenings, hook);
+    let tap = Tap::replaceable(Arc::clone(&control.inner), hook);
     (broker_over(tap, info, Config::default()).await, control)
 }
 
@@ -109,6 +111,7 @@ async fn streams_go_on_where_the_store_survives_and_see_a_write_whose_answer_was
     let (reopener, reopenings) = Reopenings::channel();
     let reopener = Arc::new(reopener);
     let (inner, info) = native(false);
+    let info = StoreInfo { reopenings, ..info };
     let stops = Arc::new(AtomicUsize::new(0));
     let hook = {
         let (reopener, stops) = (Arc::clone(&reopener), Arc::clone(&stops));
@@ -122,7 +125,7 @@ async fn streams_go_on_where_the_store_survives_and_see_a_write_whose_answer_was
             futures::future::ready(if is_down { Err(stopped) } else { Ok(()) })
         }
     };
-    let tap = Tap::replaceable(Arc::new(Mutex::new(Arc::clone(&inner))), reopenings, hook);
+    let tap = Tap::replaceable(Arc::new(Mutex::new(Arc::clone(&inner))), hook);
     let broker = broker_over(tap, info, Config::default()).await;
     let mut stream = sync(&broker, Some("t"), 0).await;
     stops.store(1, Ordering::SeqCst);
@@ -235,7 +238,7 @@ async fn a_query_beside_a_clear_is_of_one_content() {
     let (inner, info) = native(false);
     let before = info.position.server_version;
     let broker = Arc::new(OnceLock::<Arc<Broker>>::new());
-    let clears = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let clears = Arc::new(AtomicBool::new(true));
     let (cleared, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let hook = {
         let (broker, clears) = (Arc::clone(&broker), Arc::clone(&clears));
@@ -323,16 +326,39 @@ async fn what_sync_latest_reads_is_of_one_content() {
 }
 
 #[tokio::test]
-async fn writes_wait_for_a_store_for_a_bounded_time() {
-    let (broker, control) = losing().await;
-    control.reopener.set(Availability::Reopening);
-    let begun = std::time::Instant::now();
-    // This store answers all the same, which the real one does not.
-    broker.put(vec![write("t", "a", b"")]).await.unwrap();
-    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
-    let begun = std::time::Instant::now();
-    for _ in 0..3 {
-        broker.put(vec![write("t", "a", b"")]).await.unwrap();
-    }
-    assert!(begun.elapsed() < Duration::from_millis(900), "each waits again");
+async fn writers_are_told_of_a_store_that_does_not_come_back_and_do_not_each_wait_for_it() {
+    let (reopener, reopenings) = Reopenings::channel();
+    let (inner, info) = native(false);
+    let info = StoreInfo { reopenings, ..info };
+    let is_down = Arc::new(AtomicBool::new(false));
+    let hook = {
+        let is_down = Arc::clone(&is_down);
+        move |call: Call| {
+            let fails = call.begins("put") && is_down.load(Ordering::SeqCst);
+            let away = BackendError::Unavailable("it is being started again".to_owned());
+            futures::future::ready(if fails { Err(away) } else { Ok(()) })
+        }
+    };
+    let tap = Tap::replaceable(Arc::new(Mutex::new(Arc::clone(&inner))), hook);
+    let broker = broker_over(tap, info, Config::default()).await;
+    is_down.store(true, Ordering::SeqCst);
+    reopener.set(Availability::Reopening);
+    // If each waited anew, as the first one does, all together would be far beyond any patience.
+    let all = async {
+        for _ in 0..100 {
+            let error = broker.put(vec![write("t", "a", b"")]).await.unwrap_err();
+            assert!(
+                matches!(error, BrokerError::Backend(BackendError::Unavailable(_))),
+                "{error:?}"
+            );
+        }
+    };
+    timeout(PATIENCE, all).await.expect("each waits again");
+    let position = inner.current().await.unwrap();
+    timeout(PATIENCE, reopener.reopened(position))
+        .await
+        .expect("it is adopted");
+    is_down.store(false, Ordering::SeqCst);
+    reopener.set(Availability::Open);
+    assert!(broker.put(vec![write("t", "a", b"")]).await.is_ok());
 }

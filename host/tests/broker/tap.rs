@@ -39,7 +39,6 @@ type Hook = dyn Fn(Call) -> BoxFuture<'static, Result<(), BackendError>> + Send 
 /// answer.
 pub struct Tap {
     inner: Arc<Mutex<Arc<Native>>>,
-    reopenings: Mutex<Option<Reopenings>>,
     hook: Box<Hook>,
 }
 
@@ -48,25 +47,16 @@ impl Tap {
     where
         F: Future<Output = Result<(), BackendError>> + Send + 'static,
     {
-        Self::replaceable(Arc::new(Mutex::new(inner)), Reopenings::never(), hook)
+        Self::replaceable(Arc::new(Mutex::new(inner)), hook)
     }
 
-    /// One that a test puts another store into, and tells of it.
-    pub fn replaceable<F>(
-        inner: Arc<Mutex<Arc<Native>>>,
-        reopenings: Reopenings,
-        hook: impl Fn(Call) -> F + Send + Sync + 'static,
-    ) -> Arc<Self>
+    /// One that a test puts another store into.
+    pub fn replaceable<F>(inner: Arc<Mutex<Arc<Native>>>, hook: impl Fn(Call) -> F + Send + Sync + 'static) -> Arc<Self>
     where
         F: Future<Output = Result<(), BackendError>> + Send + 'static,
     {
         let hook = Box::new(move |call| -> BoxFuture<'static, _> { Box::pin(hook(call)) });
-        let reopenings = Mutex::new(Some(reopenings));
-        Arc::new(Self {
-            inner,
-            reopenings,
-            hook,
-        })
+        Arc::new(Self { inner, hook })
     }
 
     fn inner(&self) -> Arc<Native> {
@@ -180,8 +170,5 @@ impl Backend for Tap {
     }
     async fn measure(&self) -> Result<Statistics, BackendError> {
         self.tap("measure", None, 0, self.inner().measure()).await
-    }
-    fn reopenings(&self) -> Reopenings {
-        self.reopenings.lock().unwrap().take().unwrap_or_else(Reopenings::never)
     }
 }

@@ -14,7 +14,7 @@ use databroker_host::grpc::auth::token;
 use databroker_host::open_files;
 use databroker_host::settings::SharedSecret;
 use databroker_proto::databroker::data_broker_service_client::DataBrokerServiceClient;
-use databroker_proto::databroker::{GetRequest, PutRequest, SyncLatestRequest};
+use databroker_proto::databroker::{GetRequest, PutRequest, SyncLatestRequest, SyncRequest};
 use futures::StreamExt as _;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, StreamBody};
@@ -42,6 +42,7 @@ static TURN: Mutex<()> = Mutex::const_new(());
 
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
+const SYNC: &str = "/databroker.DataBrokerService/Sync";
 const SYNC_LATEST: &str = "/databroker.DataBrokerService/SyncLatest";
 const PUT: &str = "/databroker.DataBrokerService/Put";
 
@@ -397,6 +398,55 @@ async fn requests_at_the_size_limit_take_turns() {
     attacked
         .survives("256 unfinished requests of 4 MiB", other, (256 + 32 + 64) * MIB)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_idle_streams_hold_little_and_hear_the_news() {
+    let attacked = Attacked::start(&[]).await;
+    let other = attacked.other_caller();
+    let mut client = attacked.client();
+    let mut put = async |id: &str| {
+        let records = vec![record(id, "")];
+        client.put(PutRequest { records }).await.unwrap().into_inner()
+    };
+    let before = put("before").await;
+    let token = attacked.token();
+    let headers = [("jwt", token.as_str())];
+    let request = framed(&SyncRequest {
+        server_version: before.server_version,
+        record_version: before.records[0].version,
+        r#type: TYPE.to_owned(),
+        wait: None,
+    });
+    let mut attackers = Vec::new();
+    let mut answers = Vec::new();
+    for from in 1..=4 {
+        let mut attacker = attacked.attacker(from).await;
+        for _ in 0..1000 {
+            answers.push(attacker.send(SYNC, &headers, vec![request.clone()], End::Comes));
+        }
+        attackers.push(attacker);
+    }
+    settled(&attacked).await;
+    put("the-news").await;
+    let mut heard = 0;
+    for answer in answers {
+        let hears = async {
+            let mut body = answer.await.unwrap().expect("the stream is answered");
+            let mut bytes = Vec::new();
+            while let Some(frame) = body.frame().await {
+                bytes.extend(frame.unwrap().into_data().unwrap_or_default());
+                if bytes.windows(8).any(|part| part == b"the-news") {
+                    return true;
+                }
+            }
+            false
+        };
+        let hears = tokio::time::timeout(PATIENCE, hears).await;
+        heard += usize::from(hears.expect("a stream hears nothing"));
+    }
+    assert_eq!(heard, 4000);
+    attacked.survives("4000 idle streams", other, 128 * MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,11 +11,16 @@
 
 mod abuse;
 mod calls;
+mod half_open;
 mod health;
 mod hostile;
+mod https;
 mod meta;
 mod metrics;
 mod operate;
+mod postgres;
+#[path = "../probe/mod.rs"]
+mod probe;
 mod program;
 mod server;
 mod shutdown;

@@ -14,14 +14,14 @@ use crate::program::{Serving, output, program, text};
 use crate::server::PATIENCE;
 
 /// The program, with its log read line by line.
-struct Operated {
-    serving: Serving,
+pub struct Operated {
+    pub serving: Serving,
     lines: mpsc::Receiver<String>,
-    seen: Vec<String>,
+    pub seen: Vec<String>,
 }
 
 impl Operated {
-    fn start(file: &Path) -> Self {
+    pub fn start(file: &Path) -> Self {
         let mut command = program(&["serve", "--config", file.to_str().unwrap()], &[]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
@@ -39,7 +39,7 @@ impl Operated {
     }
 
     /// Waits for a line of the log that holds all of these.
-    fn line(&mut self, parts: &[&str]) -> String {
+    pub fn line(&mut self, parts: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -55,7 +55,7 @@ impl Operated {
         }
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         let id = self.serving.0.id().to_string();
         let sent = std::process::Command::new("kill").args([signal, &id]).status().unwrap();
         assert!(sent.success());
@@ -63,7 +63,7 @@ impl Operated {
 }
 
 /// The address in a line of the log in JSON.
-fn address(line: &str) -> String {
+pub fn address(line: &str) -> String {
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
     line["address"].as_str().unwrap().to_owned()
 }
@@ -77,7 +77,7 @@ fn http(address: &str, request: &str) -> String {
     answer
 }
 
-fn get(address: &str, path: &str, headers: &str) -> String {
+pub fn get(address: &str, path: &str, headers: &str) -> String {
     http(
         address,
         &format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n"),
@@ -153,6 +153,8 @@ fn it_is_run_from_a_file_with_tls_probes_metrics_and_a_secret_that_is_rotated() 
     );
     operated.signal("-HUP");
     operated.line(&["read the settings again", "SHARED_SECRET", "LOG_LEVEL"]);
+    operated.signal("-HUP");
+    operated.line(&["read the settings again: nothing has changed"]);
     let answered = call(&new);
     assert!(answered.status.success(), "{}", text(&answered.stderr));
 

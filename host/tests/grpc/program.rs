@@ -204,7 +204,11 @@ fn what_cannot_be_started_is_told_in_one_line() {
             "/does/not/exist",
             "DATABROKER_RECORD_DESCRIPTORS",
         ),
-        ("DATABROKER_RECORD_DESCRIPTORS", PROGRAM, "protobuf"),
+        (
+            "DATABROKER_RECORD_DESCRIPTORS",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+            "protobuf",
+        ),
         ("GRPC_ADDRESS", "192.0.2.1:5443", "does not have the address"),
     ] {
         let secret = ("SHARED_SECRET", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");

@@ -32,6 +32,57 @@ impl<F: Fn(&[&[u8]], &[String]) -> Vec<Values>> Extract for F {
     }
 }
 
+/// The indexes of one type.
+#[derive(Debug, Default)]
+pub(crate) struct Indexes {
+    pub fields: Vec<FieldIndex>,
+    next_field: u32,
+    pub networks: NetworkIndex,
+}
+
+impl Indexes {
+    /// The index that can answer for this path.
+    pub fn ready(&self, path: &str) -> Option<&FieldIndex> {
+        self.fields.iter().find(|field| field.ready && field.path == path)
+    }
+
+    /// Adds an index for each path that has none yet, not ready to be asked; returns whether there were any.
+    pub fn add_fields(&mut self, paths: &[String]) -> bool {
+        let known = self.fields.len();
+        for path in paths {
+            if !self.fields.iter().any(|field| field.path == *path) {
+                self.fields.push(FieldIndex::new(path.clone(), self.next_field));
+                self.next_field += 1;
+            }
+        }
+        self.fields.len() > known
+    }
+
+    /// Takes in what is known of a record.
+    pub fn insert(&mut self, indexed: &Indexed, id: &Arc<str>) {
+        if let Some(prefix) = indexed.network {
+            self.networks.insert(prefix, id);
+        }
+        for (number, value) in &indexed.values {
+            if let Some(field) = self.fields.iter_mut().find(|field| field.number == *number) {
+                field.insert(value, id);
+            }
+        }
+    }
+
+    /// Lets go of what is known of a record.
+    pub fn remove(&mut self, indexed: &Indexed, id: &Arc<str>) {
+        if let Some(prefix) = indexed.network {
+            self.networks.remove(prefix, id);
+        }
+        for (number, value) in &indexed.values {
+            if let Some(field) = self.fields.iter_mut().find(|field| field.number == *number) {
+                field.remove(value, id);
+            }
+        }
+    }
+}
+
 /// One indexed field of a type.
 #[derive(Debug)]
 pub(crate) struct FieldIndex {

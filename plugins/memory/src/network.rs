@@ -41,6 +41,10 @@ impl FromStr for Prefix {
 
     fn from_str(text: &str) -> Result<Self, PrefixError> {
         let (address, length) = text.split_once('/').ok_or(PrefixError)?;
+        // One way to write each, as everybody else reads it: no signs and no zeros in front.
+        if length.starts_with('+') || (length.len() > 1 && length.starts_with('0')) {
+            return Err(PrefixError);
+        }
         let length: u8 = length.parse().map_err(|_| PrefixError)?;
         let (family, bits, width) = match address.parse().map_err(|_| PrefixError)? {
             IpAddr::V4(address) => (Family::V4, u128::from(address.to_bits()) << 96, 32),
@@ -153,6 +157,8 @@ mod tests {
             "::/129",
             "x/8",
             "10.0.0.0/-1",
+            "10.0.0.0/08",
+            "10.0.0.0/+8",
         ] {
             assert_eq!(bad.parse::<Prefix>(), Err(PrefixError), "{bad}");
         }

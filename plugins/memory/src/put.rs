@@ -226,13 +226,9 @@ impl<D: Data> Store<D> {
 
     /// Makes room in the queues of the log for each step of a batch; false where there is no memory for it.
     fn reserve(&mut self, batch: &Batch<D>) -> bool {
-        let mut of_types: HashMap<&str, usize> = HashMap::new();
-        if let [change] = batch.as_slice() {
-            of_types.insert(&change.record_type, 1);
-        } else {
-            for change in batch {
-                *of_types.entry(&change.record_type).or_default() += 1;
-            }
+        let mut of_types: BTreeMap<&str, usize> = BTreeMap::new();
+        for change in batch {
+            *of_types.entry(&change.record_type).or_default() += 1;
         }
         self.log.reserve(batch.len())
             && of_types

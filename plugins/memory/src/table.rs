@@ -7,8 +7,7 @@ use std::sync::Arc;
 use crate::budget::{ALLOCATION, SHARED, Usage, bytes, ordered};
 use crate::change_log::ChangeLog;
 use crate::entry::{Data, Entry, RecordType, Timestamp, Version};
-use crate::index::{FieldIndex, Indexed};
-use crate::network::NetworkIndex;
+use crate::index::{FieldIndex, Indexed, Indexes};
 use crate::page::{Filling, Hint};
 use crate::retention::EvictRequest;
 
@@ -21,9 +20,7 @@ pub(crate) struct Table<D: Data> {
     order: BTreeMap<Version, Arc<str>>,
     /// The changes of this type.
     pub log: ChangeLog<D>,
-    fields: Vec<FieldIndex>,
-    next_field: u32,
-    networks: NetworkIndex,
+    indexes: Indexes,
     /// Bytes of the live records: types, ids and data.
     size: u64,
     clock: Clock,
@@ -61,9 +58,7 @@ impl<D: Data> Table<D> {
             records: BTreeMap::new(),
             order: BTreeMap::new(),
             log: ChangeLog::default(),
-            fields: Vec::new(),
-            next_field: 0,
-            networks: NetworkIndex::default(),
+            indexes: Indexes::default(),
             size: 0,
             clock: Clock::default(),
             charged: 0,
@@ -75,7 +70,7 @@ impl<D: Data> Table<D> {
 
     /// True where the table can be forgotten.
     pub fn is_unused(&self) -> bool {
-        self.records.is_empty() && self.log.is_empty() && self.fields.is_empty()
+        self.records.is_empty() && self.log.is_empty() && self.indexes.fields.is_empty()
     }
 
     pub fn has_records(&self) -> bool {
@@ -102,7 +97,8 @@ impl<D: Data> Table<D> {
         Some((&slot.entry, slot.cost()))
     }
 
-    /// Writes a record and appends the change to the type's log.
+    /// Writes a record and appends the change to the type's log. Looks for its place once, or twice where it is new: most
+    /// of what a write costs is looking.
     pub fn upsert(
         &mut self,
         version: Version,
@@ -117,20 +113,23 @@ impl<D: Data> Table<D> {
                 let id = Arc::clone(slot.entry.shared_id());
                 let entry = Arc::new(Entry::put(version, now, record_type, id, data));
                 let replaced = std::mem::replace(&mut slot.entry, Arc::clone(&entry));
+                let (before, after) = slot.set_indexed(indexed, &mut self.indexes);
                 self.order.remove(&replaced.version());
                 self.size -= replaced.size();
-                self.discharge(0, replaced.cost());
+                self.discharge(before, before + replaced.cost());
+                self.charge(after, after);
                 entry
             }
             None => {
                 let id: Arc<str> = Arc::from(id);
                 let entry = Arc::new(Entry::put(version, now, record_type, Arc::clone(&id), data));
-                let slot = Slot {
+                let mut slot = Slot {
                     entry: Arc::clone(&entry),
                     indexed: None,
                 };
+                let (_, indexed) = slot.set_indexed(indexed, &mut self.indexes);
                 self.records.insert(id, slot);
-                self.charge(Self::PLACE, Self::PLACE);
+                self.charge(Self::PLACE + indexed, Self::PLACE + indexed);
                 entry
             }
         };
@@ -138,18 +137,18 @@ impl<D: Data> Table<D> {
         self.size += entry.size();
         self.order.insert(version, Arc::clone(entry.shared_id()));
         self.clock.tick(now);
-        self.set_indexed(entry.id(), indexed);
         self.log.push(Arc::clone(&entry));
         entry
     }
 
     /// Removes a record, and appends its tombstone to the type's log.
     pub fn remove(&mut self, version: Version, now: Timestamp, id: &str) -> Option<Arc<Entry<D>>> {
-        self.set_indexed(id, Indexed::default());
-        let Slot { entry: removed, .. } = self.records.remove(id)?;
+        let mut slot = self.records.remove(id)?;
+        let (indexed, _) = slot.set_indexed(Indexed::default(), &mut self.indexes);
+        let removed = slot.entry;
         self.order.remove(&removed.version());
         self.size -= removed.size();
-        self.discharge(Self::PLACE, Self::PLACE + removed.cost());
+        self.discharge(Self::PLACE + indexed, Self::PLACE + indexed + removed.cost());
         let tombstone = Arc::new(Entry::tombstone(version, now, removed));
         self.log.push(Arc::clone(&tombstone));
         Some(tombstone)
@@ -159,15 +158,13 @@ impl<D: Data> Table<D> {
     pub fn scan(&self, hint: Option<&Hint>, after: Option<&str>, page: &mut Filling<D>) {
         match hint {
             Some(Hint::Network(prefix)) => {
-                let ids = self.networks.containing(*prefix, after, page.wanted());
+                let ids = self.indexes.networks.containing(*prefix, after, page.wanted());
                 page.extend(ids.iter().filter_map(|id| self.get(id)));
             }
-            Some(Hint::Field { path, value }) => {
-                match self.fields.iter().find(|field| field.ready && field.path == *path) {
-                    Some(field) => page.extend(field.ids(value, after).filter_map(|id| self.get(id))),
-                    None => page.extend(self.after(after)),
-                }
-            }
+            Some(Hint::Field { path, value }) => match self.indexes.ready(path) {
+                Some(field) => page.extend(field.ids(value, after).filter_map(|id| self.get(id))),
+                None => page.extend(self.after(after)),
+            },
             None => page.extend(self.after(after)),
         }
     }
@@ -213,12 +210,12 @@ impl<D: Data> Table<D> {
 
     /// The paths that are extracted from every record that is written.
     pub fn paths(&self) -> Vec<String> {
-        self.fields.iter().map(|field| field.path.clone()).collect()
+        self.indexes.fields.iter().map(|field| field.path.clone()).collect()
     }
 
     /// What the indexes keep of a record, from the values of each of `paths`.
     pub fn indexed(&self, network: Option<crate::Prefix>, values: Vec<Vec<String>>) -> Indexed {
-        let numbers = self.fields.iter().map(|field| field.number);
+        let numbers = self.indexes.fields.iter().map(|field| field.number);
         let mut values: Vec<(u32, Arc<str>)> = numbers
             .zip(values)
             .flat_map(|(number, values)| values.into_iter().map(move |value| (number, Arc::from(value))))
@@ -231,40 +228,9 @@ impl<D: Data> Table<D> {
     /// Replaces what the indexes know of a record.
     pub fn set_indexed(&mut self, id: &str, indexed: Indexed) {
         let Some(slot) = self.records.get_mut(id) else { return };
-        if slot
-            .indexed
-            .as_deref()
-            .map_or(indexed.is_empty(), |known| *known == indexed)
-        {
-            return;
-        }
-        let id = Arc::clone(slot.entry.shared_id());
-        if let Some(old) = slot.indexed.take() {
-            if let Some(prefix) = old.network {
-                self.networks.remove(prefix, &id);
-            }
-            for (number, value) in &old.values {
-                if let Some(field) = self.fields.iter_mut().find(|field| field.number == *number) {
-                    field.remove(value, &id);
-                }
-            }
-            self.discharge(old.cost(), old.cost());
-        }
-        if indexed.is_empty() {
-            return;
-        }
-        if let Some(prefix) = indexed.network {
-            self.networks.insert(prefix, &id);
-        }
-        for (number, value) in &indexed.values {
-            if let Some(field) = self.fields.iter_mut().find(|field| field.number == *number) {
-                field.insert(value, &id);
-            }
-        }
-        self.charge(indexed.cost(), indexed.cost());
-        if let Some(slot) = self.records.get_mut(&id) {
-            slot.indexed = Some(Box::new(indexed));
-        }
+        let (before, after) = slot.set_indexed(indexed, &mut self.indexes);
+        self.discharge(before, before);
+        self.charge(after, after);
     }
 
     /// The network that the indexes know of a record.
@@ -274,20 +240,13 @@ impl<D: Data> Table<D> {
 
     /// Adds an index for each path that has none yet, not ready to be asked; returns whether there were any.
     pub fn add_fields(&mut self, paths: &[String]) -> bool {
-        let known = self.fields.len();
-        for path in paths {
-            if !self.fields.iter().any(|field| field.path == *path) {
-                self.fields.push(FieldIndex::new(path.clone(), self.next_field));
-                self.next_field += 1;
-            }
-        }
-        self.fields.len() > known
+        self.indexes.add_fields(paths)
     }
 
     /// Makes the indexes of these paths ready, and removes all others.
     pub fn keep_fields(&mut self, paths: &[String]) {
-        for field in self.fields.iter_mut().filter(|field| paths.contains(&field.path)) {
-            field.ready = true;
+        for field in &mut self.indexes.fields {
+            field.ready |= paths.contains(&field.path);
         }
         self.drop_fields(|field| !paths.contains(&field.path));
     }
@@ -298,11 +257,9 @@ impl<D: Data> Table<D> {
     }
 
     fn drop_fields(&mut self, is_dropped: impl Fn(&FieldIndex) -> bool) {
-        let (dropped, kept) = std::mem::take(&mut self.fields)
-            .into_iter()
-            .partition(|field| is_dropped(field));
-        self.fields = kept;
-        let dropped: Vec<FieldIndex> = dropped;
+        let fields = std::mem::take(&mut self.indexes.fields);
+        let (dropped, kept): (Vec<_>, _) = fields.into_iter().partition(|field| is_dropped(field));
+        self.indexes.fields = kept;
         for field in dropped {
             for id in field.all_ids() {
                 self.forget_values(id, field.number);
@@ -350,6 +307,27 @@ impl<D: Data> Drop for Table<D> {
 }
 
 impl<D: Data> Slot<D> {
+    /// Replaces what the indexes know of the record; returns what that took before, and what it takes now.
+    fn set_indexed(&mut self, indexed: Indexed, indexes: &mut Indexes) -> (u64, u64) {
+        let known = self.indexed.as_deref();
+        if known.map_or(indexed.is_empty(), |known| *known == indexed) {
+            return (0, 0);
+        }
+        let id = self.entry.shared_id();
+        let before = known.map_or(0, |known| {
+            indexes.remove(known, id);
+            known.cost()
+        });
+        if indexed.is_empty() {
+            self.indexed = None;
+            return (before, 0);
+        }
+        indexes.insert(&indexed, id);
+        let after = indexed.cost();
+        self.indexed = Some(Box::new(indexed));
+        (before, after)
+    }
+
     fn cost(&self) -> u64 {
         let indexed = self.indexed.as_ref().map_or(0, |indexed| indexed.cost());
         Table::<D>::record_cost(self.entry.cost(), indexed)

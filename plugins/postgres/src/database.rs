@@ -146,6 +146,7 @@ fn unexpected(wanted: &str, found: &Value) -> Failure {
     };
     Failure {
         kind: FailureKind::Other,
+        code: None,
         message: format!("the database has {found} where {wanted} belongs: its schema is not Pomerium's"),
     }
 }
@@ -174,6 +175,8 @@ pub enum FailureKind {
 pub struct Failure {
     /// What kind of failure it is.
     pub kind: FailureKind,
+    /// The server's code (SQLSTATE), where it has told one.
+    pub code: Option<String>,
     /// A sentence for the operator.
     pub message: String,
 }

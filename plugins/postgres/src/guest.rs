@@ -36,6 +36,8 @@ struct Postgres;
 /// The host's database.
 struct Host {
     listener: sql::Listener,
+    /// Listens to nothing: it is a clock that can be waited for, which lets others go on.
+    clock: sql::Listener,
 }
 
 impl Host {
@@ -43,6 +45,7 @@ impl Host {
         let channels = ["pomerium_record_change", "pomerium_service_change"].map(str::to_owned);
         Self {
             listener: sql::Listener::new(&channels),
+            clock: sql::Listener::new(&[]),
         }
     }
 }
@@ -87,10 +90,7 @@ impl Database for Host {
     }
 
     async fn sleep(&self, time: std::time::Duration) {
-        // The host has no clock that can be waited for here; the database has.
-        let text = "SELECT pg_sleep($1 / 1e6)".to_owned();
-        let microseconds = i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
-        drop(self.run(Query::new(text, vec![Value::Integer(microseconds)])).await);
+        self.clock.wait(nanoseconds(time)).await;
     }
 
     fn warn(&self, message: &str) {
@@ -163,7 +163,10 @@ fn to_rows(rows: sql::Rows) -> Vec<Row> {
 }
 
 fn failure(error: sql::Error) -> Failure {
+    /// A lock was not to be had in the time that was set for it.
+    const LOCKED: &str = "55P03";
     let (kind, failure) = match error {
+        sql::Error::Timeout(failure) if failure.code.as_deref() == Some(LOCKED) => (FailureKind::Conflict, failure),
         sql::Error::Settings(failure) => (FailureKind::Settings, failure),
         sql::Error::Unreachable(failure)
         | sql::Error::FailingOver(failure)
@@ -177,6 +180,7 @@ fn failure(error: sql::Error) -> Failure {
     };
     Failure {
         kind,
+        code: failure.code,
         message: failure.message,
     }
 }

@@ -24,8 +24,11 @@ use crate::store::{Error, Store, unsigned};
 /// How long a transaction is waited for.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// How long between looks.
+/// How long between looks, at first. Each look doubles it, up to [`LONGEST_PAUSE`]: all readers look, each by itself.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// The longest between looks.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where the store stands, and how many changes there are from the horizon up to the newest.
 const POSITION: &str = "SELECT m.server_version, e.earliest, greatest(e.latest, s.floor), \
@@ -33,9 +36,11 @@ const POSITION: &str = "SELECT m.server_version, e.earliest, greatest(e.latest, 
     FROM pomerium.migration_info m, pomerium.host_state s, \
     (SELECT coalesce(min(version), 0) AS earliest, coalesce(max(version), 0) AS latest FROM pomerium.record_changes) e LIMIT 1";
 
-/// The transactions that may hold versions which nobody sees yet.
+/// The transactions that may hold versions which nobody sees yet. Locks are listed of all databases of the server, and tables
+/// have the same number in those that were made from one template.
 const WRITING: &str = "SELECT DISTINCT virtualtransaction FROM pg_catalog.pg_locks \
-    WHERE locktype = 'relation' AND relation = 'pomerium.record_changes'::regclass AND mode = 'RowExclusiveLock' AND granted";
+    WHERE locktype = 'relation' AND relation = 'pomerium.record_changes'::regclass AND mode = 'RowExclusiveLock' AND granted \
+    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
 
 impl<D: Database, J: Data> Store<D, J> {
     /// Finds the horizon for the first time.
@@ -83,21 +88,25 @@ impl<D: Database, J: Data> Store<D, J> {
             Ok(transactions)
         };
         let mut left = writing().await?;
-        let mut waited = Duration::ZERO;
+        let (mut waited, mut pause) = (Duration::ZERO, PAUSE);
         while !left.is_empty() {
             if waited >= LONGEST {
-                self.database.warn(&format!(
-                    "a transaction has been writing changes for more than {} s; readers no longer wait for it, and may miss what it \
-                     commits: look into pg_stat_activity",
-                    LONGEST.as_secs()
-                ));
-                break;
+                if !self.stalled.replace(true) {
+                    self.database.warn(&format!(
+                        "a transaction has been writing changes for more than {} s; readers no longer wait for it, and may miss what \
+                         it commits: look into pg_stat_activity",
+                        LONGEST.as_secs()
+                    ));
+                }
+                return Ok(());
             }
-            self.database.sleep(PAUSE).await;
-            waited += PAUSE;
+            self.database.sleep(pause).await;
+            waited += pause;
+            pause = (pause * 2).min(LONGEST_PAUSE);
             let now = writing().await?;
             left.retain(|transaction| now.contains(transaction));
         }
+        self.stalled.set(false);
         Ok(())
     }
 }

@@ -6,14 +6,14 @@
 use crate::database::{Data, JsonError};
 
 /// The JSON of data, one text each, that Postgres takes.
-pub(crate) fn encode(data: &impl Data, items: Vec<Option<Vec<u8>>>) -> Vec<String> {
+pub(crate) fn encode(data: &impl Data, items: &[Option<&[u8]>]) -> Vec<String> {
     /// What Pomerium reads as no data.
     const NOTHING: &str = "{}";
     let present: Vec<_> = items
         .iter()
         .flatten()
         .filter(|bytes| !bytes.is_empty())
-        .cloned()
+        .map(|bytes| bytes.to_vec())
         .collect();
     let mut json = data.to_json(present).into_iter();
     items
@@ -21,13 +21,21 @@ pub(crate) fn encode(data: &impl Data, items: Vec<Option<Vec<u8>>>) -> Vec<Strin
         .map(|item| match item {
             Some(bytes) if !bytes.is_empty() => match json.next() {
                 // Postgres keeps no NUL in JSON either.
-                Some(Ok(text)) if !text.contains("\\u0000") => text,
+                Some(Ok(text)) if !has_nul(&text) => text,
                 Some(Err(JsonError::UnknownType(url))) => format!("{{\"@type\": {}}}", quoted(&url)),
                 _ => NOTHING.to_owned(),
             },
             _ => NOTHING.to_owned(),
         })
         .collect()
+}
+
+/// True if a string of the JSON has the character NUL. After an odd number of backslashes the next one is itself escaped.
+fn has_nul(json: &str) -> bool {
+    json.match_indices("\\u0000").any(|(place, _)| {
+        let before = json.bytes().take(place).rev();
+        before.take_while(|byte| *byte == b'\\').count() % 2 == 0
+    })
 }
 
 /// The data of JSON texts that Pomerium wrote, each with its record's id.
@@ -57,17 +65,41 @@ fn placeholder(data: &impl Data, id: &str) -> Vec<u8> {
         .unwrap_or_default()
 }
 
-/// Text as a string of JSON. NUL, which Postgres cannot keep, is left out.
-fn quoted(text: &str) -> String {
+/// Text as a string of JSON, as the host writes it. NUL, which Postgres cannot keep, is left out.
+pub(crate) fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for character in text.chars() {
         match character {
             '"' | '\\' => quoted.extend(['\\', character]),
             '\0' => {}
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            '\u{8}' => quoted.push_str("\\b"),
+            '\u{c}' => quoted.push_str("\\f"),
             control if u32::from(control) < 0x20 => quoted.push_str(&format!("\\u{:04x}", u32::from(control))),
             other => quoted.push(other),
         }
     }
     quoted.push('"');
     quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nul_is_told_from_the_text_that_looks_like_it() {
+        for (json, expected) in [
+            (r#"{"a": "plain"}"#, false),
+            (r#"{"a": "\u0000"}"#, true),
+            (r#"{"a": "\\u0000"}"#, false),
+            (r#"{"a": "\\\u0000"}"#, true),
+            (r#"{"a": "\\u0000", "b": "x\u0000"}"#, true),
+            (r#"{"a": "\\\\u0000"}"#, false),
+        ] {
+            assert_eq!(has_nul(json), expected, "{json}");
+        }
+    }
 }

@@ -8,7 +8,8 @@
 //!
 //! - **One writer at a time.** Every write takes an advisory lock before it takes versions and holds it until it has
 //!   committed. So among hosts versions become visible in order. A write carries the batches of all callers that wait, so
-//!   throughput does not follow the time that a commit takes.
+//!   throughput does not follow the time that a commit takes. Beside Pomerium's own processes it keeps those from writing
+//!   meanwhile, since their readers would pass by what is committed late.
 //! - **A horizon.** Pomerium's own processes do not take that lock. So a reader looks for gaps below what it sees, and for
 //!   transactions that may yet fill them, before it goes past: see `horizon`.
 //! - **Exact bytes beside JSON.** Pomerium keeps data as JSON, which loses what it does not know. What was put is kept in a
@@ -19,12 +20,14 @@
 //! - `database`: the two traits, values, failures
 //! - `schema`: the tables, made or checked
 //! - `record`: rows to records; `json`: data to JSON and back
+//! - `field`: looking records up by what is in their JSON
 //! - `horizon`: how far reading is safe; `read`: get, scan, changes
 //! - `write`: put, evict, clear; `retention`: prune
 //! - `small`: options, leases, checkpoint, services
 //! - `text`: text with the character NUL
 
 mod database;
+mod field;
 #[cfg(target_arch = "wasm32")]
 mod guest;
 mod horizon;

@@ -1,6 +1,7 @@
 //! Reading records: by key, page by page, and from the change log.
 
 use crate::database::{Data, Database, Row, Value};
+use crate::field::{self, OPAQUE};
 use crate::record::{Key, Position, Record, SIZE, columns};
 use crate::store::{Error, Store, first, signed, unsigned};
 use crate::text;
@@ -10,6 +11,15 @@ const PAGE_BYTES: u64 = 4 << 20;
 
 /// Nor do they hold more records.
 const PAGE_RECORDS: u32 = 4096;
+
+/// The types that there are records of, and one more that is null. It skips from one to the next by the index, so that it does
+/// not grow with the records.
+pub(crate) const TYPES: &str = "RECURSIVE types AS ( \
+      (SELECT type COLLATE \"C\" AS type FROM pomerium.records ORDER BY type COLLATE \"C\" LIMIT 1) \
+      UNION ALL \
+      SELECT (SELECT r.type COLLATE \"C\" FROM pomerium.records r WHERE r.type COLLATE \"C\" > t.type \
+              ORDER BY r.type COLLATE \"C\" LIMIT 1) \
+      FROM types t WHERE t.type IS NOT NULL)";
 
 /// How a scan is narrowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,12 +114,25 @@ impl<D: Database, J: Data> Store<D, J> {
     /// [`Error::Exhausted`] where they are too much for one answer.
     pub async fn get(&self, keys: Vec<Key>) -> Result<Vec<Option<Record>>, Error> {
         let mut answers = vec![None; keys.len()];
-        let query = format!(
-            "SELECT {}, k.place FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(type, id, place) \
-             JOIN pomerium.records r ON r.type = k.type AND r.id = k.id LEFT JOIN pomerium.host_exact d ON d.version = r.version",
-            columns("NULL::timestamptz")
-        );
-        let parameters = keys_as_parameters(&keys);
+        let columns = columns("NULL::timestamptz");
+        let exact = "LEFT JOIN pomerium.host_exact d ON d.version = r.version";
+        let (query, parameters) = match keys.as_slice() {
+            // Lists are planned anew each time, which costs several times what the look-up of one record does.
+            [key] => {
+                let (record_type, id) = key.stored();
+                let query = format!(
+                    "SELECT {columns}, 1::bigint FROM pomerium.records r {exact} WHERE r.type = $1 AND r.id = $2"
+                );
+                (query, vec![Value::Text(record_type), Value::Text(id)])
+            }
+            keys => {
+                let query = format!(
+                    "SELECT {columns}, k.place FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(type, id, place) \
+                     JOIN pomerium.records r ON r.type = k.type AND r.id = k.id {exact}"
+                );
+                (query, keys_as_parameters(keys))
+            }
+        };
         let mut rows = self.run(&query, parameters).await?;
         let records = self.records(&mut rows)?;
         for (record, mut row) in records.into_iter().zip(rows) {
@@ -132,10 +155,41 @@ impl<D: Database, J: Data> Store<D, J> {
         let max_records = request.max_records.min(PAGE_RECORDS);
         let mut parameters = Parameters::default();
         let mut conditions = vec!["true".to_owned()];
-        if let Some(record_type) = request.record_type {
-            let record_type = parameters.add(Value::Text(text::store(&record_type)));
+        // What narrows it, and whether that says the type too.
+        let (hint, says_type) = match (request.hint, &request.record_type) {
+            (Some(Hint::Network(network)), _) => {
+                let network = parameters.add(Value::Text(network));
+                (Some(format!("r.index_cidr >>= {network}::inet")), false)
+            }
+            (Some(Hint::Field { path, value }), Some(record_type)) => {
+                let found = field::condition(&self.data, record_type, &path, &value).map(|condition| {
+                    let condition = parameters.add(Value::Text(condition));
+                    let literal = field::literal(record_type);
+                    format!("r.type = {literal} AND (r.data @@ {condition}::jsonpath OR {OPAQUE})")
+                });
+                let says_type = found.is_some();
+                (found, says_type)
+            }
+            (Some(Hint::Field { .. }) | None, _) => (None, false),
+        };
+        // Said twice, a database that has no statistics yet would rather go by the type than by the field.
+        if let (Some(record_type), false) = (&request.record_type, says_type) {
+            let record_type = parameters.add(Value::Text(text::store(record_type)));
             conditions.push(format!("r.type COLLATE \"C\" = {record_type}"));
         }
+        // Found by the hint before anything else: a planner that expects many of them would rather walk through all records in
+        // the order of the page, and meet the few that there are at the end.
+        let records = match hint {
+            Some(hint) => {
+                conditions.push(hint);
+                let found = conditions.join(" AND ");
+                conditions = vec!["true".to_owned()];
+                format!(
+                    "(WITH found AS MATERIALIZED (SELECT r.* FROM pomerium.records r WHERE {found}) SELECT * FROM found)"
+                )
+            }
+            None => "pomerium.records".to_owned(),
+        };
         if let Some(after) = request.after {
             let (record_type, id) = after.stored();
             let record_type = parameters.add(Value::Text(record_type));
@@ -144,16 +198,11 @@ impl<D: Database, J: Data> Store<D, J> {
                 "(r.type COLLATE \"C\", r.id COLLATE \"C\") > ({record_type}, {id})"
             ));
         }
-        // Fields are looked at by whoever asks.
-        if let Some(Hint::Network(network)) = request.hint {
-            let network = parameters.add(Value::Text(network));
-            conditions.push(format!("r.index_cidr >>= {network}::inet"));
-        }
         let limit = parameters.add(Value::Integer(i64::from(max_records) + 1));
-        let records = parameters.add(Value::Integer(max_records.into()));
+        let most = parameters.add(Value::Integer(max_records.into()));
         let bytes = parameters.add(Value::Integer(signed(request.max_bytes.min(PAGE_BYTES))));
         let page = format!(
-            "SELECT r.* FROM pomerium.records r WHERE {} ORDER BY r.type COLLATE \"C\", r.id COLLATE \"C\" LIMIT {limit}",
+            "SELECT r.* FROM {records} r WHERE {} ORDER BY r.type COLLATE \"C\", r.id COLLATE \"C\" LIMIT {limit}",
             conditions.join(" AND ")
         );
         let rows = format!(
@@ -163,7 +212,7 @@ impl<D: Database, J: Data> Store<D, J> {
             columns("NULL::timestamptz")
         );
         let (records, mut rest) = self
-            .page(&bounded(&rows, &records, &bytes), parameters.into_values())
+            .page(&bounded(&rows, &most, &bytes), parameters.into_values())
             .await?;
         let total = match rest.first_mut() {
             Some(row) => row.count()?,
@@ -267,22 +316,15 @@ impl<D: Database, J: Data> Store<D, J> {
         Ok(first(rows)?.count()?)
     }
 
-    /// The types that there are records of. It skips from one to the next by the index, so that it does not grow with the
-    /// records.
+    /// The types that there are records of.
     ///
     /// # Errors
     ///
     /// What the database says.
     pub async fn list_types(&self) -> Result<Vec<String>, Error> {
-        let list = "WITH RECURSIVE types AS ( \
-              (SELECT type COLLATE \"C\" AS type FROM pomerium.records ORDER BY type COLLATE \"C\" LIMIT 1) \
-              UNION ALL \
-              SELECT (SELECT r.type COLLATE \"C\" FROM pomerium.records r WHERE r.type COLLATE \"C\" > t.type \
-                      ORDER BY r.type COLLATE \"C\" LIMIT 1) \
-              FROM types t WHERE t.type IS NOT NULL) \
-            SELECT type FROM types WHERE type IS NOT NULL ORDER BY type COLLATE \"C\"";
+        let list = format!("WITH {TYPES} SELECT type FROM types WHERE type IS NOT NULL ORDER BY type COLLATE \"C\"");
         let mut types = Vec::new();
-        for mut row in self.run(list, Vec::new()).await? {
+        for mut row in self.run(&list, Vec::new()).await? {
             types.extend(row.text()?.map(text::load));
         }
         Ok(types)

@@ -112,6 +112,10 @@ impl<D: Database, J: Data> Store<D, J> {
             .iter()
             .filter_map(|read| Some((read.json.clone()?, read.record.key.id.clone())))
             .collect();
+        let is_new = |read: &Read| read.json.is_some() && read.record.version > self.opened_at.get();
+        if read.iter().any(is_new) {
+            self.has_company.set(true);
+        }
         if !texts.is_empty() {
             let mut data = json::decode(&self.data, texts).into_iter();
             for read in read.iter_mut().filter(|read| read.json.is_some()) {

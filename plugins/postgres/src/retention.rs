@@ -1,6 +1,7 @@
 //! What goes: old changes. And what there is, for the operator.
 
 use crate::database::{Data, Database, Query, Session, Value};
+use crate::read::TYPES;
 use crate::record::Position;
 use crate::store::{Error, Store, first};
 use crate::text;
@@ -60,19 +61,51 @@ impl<D: Database, J: Data> Store<D, J> {
               AND NOT EXISTS (SELECT 1 FROM pomerium.records r WHERE r.type = o.type AND r.version = o.version)) \
             SELECT count(*), EXISTS (SELECT 1 FROM pomerium.record_changes c, bound b \
               WHERE c.version < b.version AND c.version > (SELECT max(version) FROM old)) FROM old";
-        let transaction = self.begin_writing().await?;
-        let parameters = vec![
-            Value::Timestamp(before.div_euclid(1000)),
-            Value::Integer(max_changes.into()),
-        ];
-        let mut row = first(transaction.run(Query::new(prune, parameters)).await?)?;
-        let (removed, more) = (row.count()?, row.boolean()?);
-        self.database.commit(transaction).await?;
+        let (removed, more) = self
+            .retried(async || {
+                let transaction = self.begin_writing().await?;
+                let parameters = vec![
+                    Value::Timestamp(before.div_euclid(1000)),
+                    Value::Integer(max_changes.into()),
+                ];
+                let mut row = first(transaction.run(Query::new(prune, parameters)).await?)?;
+                let pruned = (row.count()?, row.boolean()?);
+                self.database.commit(transaction).await?;
+                Ok(pruned)
+            })
+            .await?;
+        self.sweep().await?;
         Ok(Pruned {
             removed: u32::try_from(removed).unwrap_or(u32::MAX),
             more: more && removed > 0,
             position: self.position().await?,
         })
+    }
+
+    /// Removes the exact bytes of what is gone: where Pomerium has replaced or removed a record, or old changes, it knows nothing of
+    /// them. A call looks at some of those that are older than the log, where the one before has ended.
+    ///
+    /// No lock is needed: nothing that is gone is ever referred to again.
+    async fn sweep(&self) -> Result<(), Error> {
+        /// Entries that a call looks at. There are few types, and each is looked for by an index.
+        const ENTRIES: i64 = 1000;
+        let query = format!(
+            "WITH {TYPES}, entries AS MATERIALIZED ( \
+              SELECT version FROM pomerium.host_exact \
+              WHERE version > $1 AND version < (SELECT min(version) FROM pomerium.record_changes) ORDER BY version LIMIT $2), \
+            gone AS ( \
+              DELETE FROM pomerium.host_exact d USING entries e WHERE d.version = e.version AND NOT EXISTS ( \
+                SELECT 1 FROM types t JOIN pomerium.records r ON r.type = t.type COLLATE \"default\" AND r.version = e.version)) \
+            SELECT max(version), count(*) FROM entries"
+        );
+        let from = self.swept.get();
+        let mut row = self
+            .one(&query, vec![Value::Integer(from), Value::Integer(ENTRIES)])
+            .await?;
+        let (last, entries) = (row.number()?, row.number()?);
+        // From the beginning again once the end was reached.
+        self.swept.set(if entries < ENTRIES { 0 } else { last });
+        Ok(())
     }
 
     /// What the store holds.

@@ -1,17 +1,26 @@
 //! The tables: made where there are none, taken as they are where Pomerium has made them.
 //!
 //! It is Pomerium's schema after all of its migrations, name for name, so that its own processes find what they expect. What
-//! is ours beside it: two tables and an index, in the same schema because a role often may not make another one.
+//! is ours beside it: two tables and some indexes, in the same schema because a role often may not make another one.
 
 use crate::database::{Data, Database, Query, Session, Value};
-use crate::store::{Error, Store, WRITERS, first};
+use crate::field::OPAQUE;
+use crate::store::{Error, Store, WRITERS, first, unsigned};
 
 /// The number of the last of Pomerium's migrations that is known here.
 const MIGRATION: i64 = 9;
 
+/// The number of the last migration of Pomerium v0.32's releases, and what the one after it does. A process of theirs takes a
+/// higher number as it is, and one that has this migration finds it done.
+const RELEASED: i64 = 8;
+const AFTER_RELEASED: &[&str] = &[
+    "ALTER TABLE pomerium.record_options ADD COLUMN IF NOT EXISTS ttl BIGINT NULL",
+    "CREATE INDEX IF NOT EXISTS idx_records_type_modified_at ON pomerium.records (type, modified_at)",
+    "UPDATE pomerium.migration_info SET migration_version = 9",
+];
+
 /// Pomerium's tables.
 const TABLES: &[&str] = &[
-    "CREATE SCHEMA IF NOT EXISTS pomerium",
     "CREATE TABLE pomerium.migration_info (server_version BIGINT NOT NULL, migration_version SMALLINT NOT NULL)",
     "CREATE TABLE pomerium.records (
         type TEXT NOT NULL, id TEXT NOT NULL, version BIGINT NOT NULL, data JSONB NOT NULL,
@@ -33,14 +42,32 @@ const TABLES: &[&str] = &[
     "INSERT INTO pomerium.checkpoints VALUES (0, 0)",
 ];
 
-/// What is ours. Keys are ordered by their bytes, whatever the database's collation is.
-const OURS: &[&str] = &[
-    "CREATE TABLE pomerium.host_exact (
-        version BIGINT PRIMARY KEY, data BYTEA NULL, modified_at BIGINT NOT NULL, deleted_at BIGINT NULL)",
-    "CREATE TABLE pomerium.host_state (floor BIGINT NOT NULL)",
-    "INSERT INTO pomerium.host_state VALUES (0)",
-    "CREATE INDEX host_records_key ON pomerium.records (type COLLATE \"C\", id COLLATE \"C\")",
-];
+/// What is ours, by name. Keys are ordered by their bytes, whatever the database's collation is.
+fn ours() -> [(&'static str, String); 4] {
+    let opaque = OPAQUE.replace("r.", "");
+    let statement = |text: &str| text.to_owned();
+    [
+        (
+            "host_exact",
+            statement(
+                "CREATE TABLE pomerium.host_exact (
+                    version BIGINT PRIMARY KEY, data BYTEA NULL, modified_at BIGINT NOT NULL, deleted_at BIGINT NULL)",
+            ),
+        ),
+        (
+            "host_state",
+            statement("CREATE TABLE pomerium.host_state AS SELECT 0::bigint AS floor"),
+        ),
+        (
+            "host_records_key",
+            statement("CREATE INDEX host_records_key ON pomerium.records (type COLLATE \"C\", id COLLATE \"C\")"),
+        ),
+        (
+            "host_records_opaque",
+            format!("CREATE INDEX host_records_opaque ON pomerium.records (type COLLATE \"C\") WHERE {opaque}"),
+        ),
+    ]
+}
 
 impl<D: Database, J: Data> Store<D, J> {
     /// Opens the store: makes the tables where there are none, under a lock, so that one of several processes that start
@@ -55,9 +82,20 @@ impl<D: Database, J: Data> Store<D, J> {
             database,
             data,
             horizon: std::cell::Cell::new(0),
+            stalled: std::cell::Cell::new(false),
+            swept: std::cell::Cell::new(0),
             sequence,
+            opened_at: std::cell::Cell::new(u64::MAX),
+            has_company: std::cell::Cell::new(false),
         };
         store.find_horizon().await?;
+        store.opened_at.set(unsigned(store.horizon.get()));
+        // Pomerium only writes down which fields are to be indexed.
+        for (record_type, options) in store.list_options().await? {
+            if !options.indexable_fields.is_empty() {
+                store.index_fields(&record_type).await;
+            }
+        }
         Ok(store)
     }
 }
@@ -71,18 +109,26 @@ async fn prepare<D: Database>(database: &D, new_server_version: u64) -> Result<S
     if !standby {
         run("SELECT pg_advisory_xact_lock($1)", vec![Value::Integer(WRITERS)]).await?;
     }
+    let ours = ours();
     let mut there = first(
         run(
-            "SELECT to_regclass('pomerium.migration_info') IS NOT NULL, to_regclass('pomerium.host_state') IS NOT NULL",
-            Vec::new(),
+            "SELECT to_regnamespace('pomerium') IS NOT NULL, to_regclass('pomerium.migration_info') IS NOT NULL, \
+             array(SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass('pomerium.' || name) IS NULL)",
+            vec![Value::Texts(
+                ours.iter().map(|(name, _)| Some((*name).to_owned())).collect(),
+            )],
         )
         .await?,
     )?;
-    let (theirs, ours) = (there.boolean()?, there.boolean()?);
-    if standby && !ours {
+    let (schema, theirs, missing) = (there.boolean()?, there.boolean()?, there.texts()?);
+    if standby && !missing.is_empty() {
         return Err(Error::ReadOnly(
             "the database has no tables yet and is a standby: set target_session_attrs=read-write, or start with the primary".to_owned(),
         ));
+    }
+    // A role that may not make schemas may not ask for one that is there either.
+    if !schema {
+        run("CREATE SCHEMA pomerium", Vec::new()).await?;
     }
     if !theirs {
         for table in TABLES {
@@ -97,7 +143,7 @@ async fn prepare<D: Database>(database: &D, new_server_version: u64) -> Result<S
         )
         .await?;
     }
-    let migration = first(
+    let mut migration = first(
         run(
             "SELECT max(migration_version)::bigint FROM pomerium.migration_info",
             Vec::new(),
@@ -105,6 +151,12 @@ async fn prepare<D: Database>(database: &D, new_server_version: u64) -> Result<S
         .await?,
     )?
     .number()?;
+    if migration == RELEASED && !standby {
+        for statement in AFTER_RELEASED {
+            run(statement, Vec::new()).await?;
+        }
+        migration = MIGRATION;
+    }
     match migration.cmp(&MIGRATION) {
         std::cmp::Ordering::Equal => {}
         std::cmp::Ordering::Greater => {
@@ -120,10 +172,11 @@ async fn prepare<D: Database>(database: &D, new_server_version: u64) -> Result<S
             )));
         }
     }
-    if !ours {
-        for table in OURS {
-            run(table, Vec::new()).await?;
-        }
+    for (_, statement) in ours
+        .iter()
+        .filter(|(name, _)| missing.iter().any(|missing| missing == name))
+    {
+        run(statement, Vec::new()).await?;
     }
     let sequence = first(
         run(

@@ -73,7 +73,7 @@ fn microseconds(nanoseconds: u64) -> i64 {
 }
 
 impl<D: Database, J: Data> Store<D, J> {
-    /// Returns what there is once it differs from what was seen, and after less than a minute in any case. A notification
+    /// Returns what there is once it differs from what was seen, and after some 40 seconds in any case. A notification
     /// that was lost is made up for by a look every other second.
     ///
     /// # Errors
@@ -141,10 +141,9 @@ impl<D: Database, J: Data> Store<D, J> {
         let notify = "SELECT pg_notify('pomerium_record_change', '')";
         let Some(options) = options else {
             let query = format!("WITH gone AS (DELETE FROM pomerium.record_options WHERE type = $1) {notify}");
-            return self
-                .run(&query, vec![Value::Text(text::store(&record_type))])
-                .await
-                .map(drop);
+            self.run(&query, vec![Value::Text(text::store(&record_type))]).await?;
+            self.forget_fields(&record_type).await;
+            return Ok(());
         };
         let query = format!(
             "WITH kept AS (INSERT INTO pomerium.record_options (type, capacity, fields, ttl) VALUES ($1, $2, $3, $4) \
@@ -163,7 +162,13 @@ impl<D: Database, J: Data> Store<D, J> {
             ),
             number(options.ttl),
         ];
-        self.run(&query, parameters).await.map(drop)
+        self.run(&query, parameters).await?;
+        if options.indexable_fields.is_empty() {
+            self.forget_fields(&record_type).await;
+        } else {
+            self.index_fields(&record_type).await;
+        }
+        Ok(())
     }
 
     /// Takes, renews or gives back a lease. Says whether the one who asks has got it, or had it.

@@ -7,6 +7,9 @@ use crate::database::{Data, Database, Failure, FailureKind, Query, Row, Session,
 /// The key of the advisory lock that all writers take: "databrok" in ASCII.
 pub(crate) const WRITERS: i64 = 0x6461_7461_6272_6f6b;
 
+/// How often a call is tried where transactions of others are in its way.
+const TRIES: usize = 5;
+
 /// Why a call fails, as the interface tells it apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -24,6 +27,19 @@ pub enum Error {
     Internal(String),
 }
 
+impl std::fmt::Display for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Configuration(text)
+            | Self::Unavailable(text)
+            | Self::Exhausted(text)
+            | Self::ReadOnly(text)
+            | Self::Internal(text) => formatter.write_str(text),
+            Self::Pruned(version) => write!(formatter, "changes up to version {version} are gone"),
+        }
+    }
+}
+
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let message = failure.message;
@@ -32,7 +48,13 @@ impl From<Failure> for Error {
             FailureKind::Unavailable | FailureKind::Conflict => Self::Unavailable(message),
             FailureKind::ReadOnly => Self::ReadOnly(message),
             FailureKind::Full | FailureKind::TooLarge => Self::Exhausted(message),
-            FailureKind::Other => Self::Internal(message),
+            // What the database says of a statement may hold a part of a record, and this reaches clients and the log.
+            FailureKind::Other => Self::Internal(match failure.code {
+                Some(code) => format!(
+                    "the database refuses a statement (SQLSTATE {code}): the database's own log says more; its schema may not be Pomerium's"
+                ),
+                None => message,
+            }),
         }
     }
 }
@@ -43,14 +65,37 @@ pub struct Store<D, J> {
     pub(crate) data: J,
     /// Every change up to here is visible, or never will be.
     pub(crate) horizon: Cell<i64>,
+    /// True once the operator was told of a transaction that hangs, until nothing does.
+    pub(crate) stalled: Cell<bool>,
+    /// Exact bytes that nobody needs any more were looked for up to this version.
+    pub(crate) swept: Cell<i64>,
     /// The sequence that versions come from.
     pub(crate) sequence: String,
+    /// The newest change when the store was opened.
+    pub(crate) opened_at: Cell<u64>,
+    /// True once a change was seen that is newer and that a process of Pomerium's has written. It stays so: nobody tells
+    /// when the last of them has gone.
+    pub(crate) has_company: Cell<bool>,
 }
 
 impl<D: Database, J: Data> Store<D, J> {
     /// Runs a statement by itself.
     pub(crate) async fn run(&self, text: &str, parameters: Vec<Value>) -> Result<Vec<Row>, Error> {
-        Ok(self.database.run(Query::new(text, parameters)).await?)
+        let call = async || Ok(self.database.run(Query::new(text, parameters.clone())).await?);
+        self.retried(call).await
+    }
+
+    /// Tries again where transactions of others were in the way, which has changed nothing.
+    pub(crate) async fn retried<T>(&self, call: impl AsyncFn() -> Result<T, Failed>) -> Result<T, Error> {
+        let mut tries = 1;
+        loop {
+            match call().await {
+                Ok(result) => return Ok(result),
+                Err(Failed::Database(failure)) if failure.kind == FailureKind::Conflict && tries < TRIES => tries += 1,
+                Err(Failed::Database(failure)) => return Err(failure.into()),
+                Err(Failed::Store(error)) => return Err(error),
+            }
+        }
     }
 
     /// The first row of what a statement gives.
@@ -58,11 +103,35 @@ impl<D: Database, J: Data> Store<D, J> {
         first(self.run(text, parameters).await?)
     }
 
-    /// Begins a transaction that has writing to itself.
-    pub(crate) async fn begin_writing(&self) -> Result<D::Transaction, Error> {
+    /// Begins a transaction that gives versions to changes: it has writing to itself, and keeps Pomerium's processes from it.
+    pub(crate) async fn begin_changing(&self) -> Result<D::Transaction, Failure> {
+        let transaction = self.begin_writing().await?;
+        if self.has_company.get() {
+            // Pomerium's own processes do not take the writers' lock. Their readers pass by whatever of ours has a lower version
+            // than a change of theirs and is committed after it, and never come back. So they are kept from writing for as long
+            // as this takes, once what they write now is done. A vacuum is not waited for longer than others of their writes
+            // take; then it goes without. Of theirs, a patch may hold a record that is written here and wait for this: then
+            // this gives way, before the server looks for circles (`deadlock_timeout`, 1 s), and is tried again.
+            let lock = "DO $$ BEGIN SET LOCAL lock_timeout = '50ms'; LOCK TABLE pomerium.record_changes IN SHARE MODE; \
+                SET LOCAL lock_timeout = '300ms'; EXCEPTION WHEN lock_not_available THEN NULL; END $$";
+            transaction.run(Query::new(lock, Vec::new())).await?;
+        }
+        Ok(transaction)
+    }
+
+    /// Begins a transaction that has writing to itself, among hosts.
+    pub(crate) async fn begin_writing(&self) -> Result<D::Transaction, Failure> {
         let transaction = self.database.begin().await?;
-        // In a statement of its own: what comes after it sees what those before it have committed.
-        let lock = Query::new("SELECT pg_advisory_xact_lock($1)", vec![Value::Integer(WRITERS)]);
+        // In a statement of its own: what comes after it sees what those before it have committed. Whoever holds the lock
+        // keeps all hosts from writing. A host whose machine or network is gone tells nobody, so the server ends what waits
+        // in vain for its next statement; between two statements a host does nothing that takes so long. What is written is
+        // found by its key however many there are, so that one plan is right for all; a plan for each would cost the database
+        // more than the write.
+        let lock = Query::new(
+            "SELECT set_config('idle_in_transaction_session_timeout', '5s', true), \
+                set_config('plan_cache_mode', 'force_generic_plan', true), pg_advisory_xact_lock($1)",
+            vec![Value::Integer(WRITERS)],
+        );
         transaction.run(lock).await?;
         Ok(transaction)
     }
@@ -92,4 +161,22 @@ pub(crate) fn signed(number: u64) -> i64 {
 /// A version or another number, as everybody else has it.
 pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
+}
+
+/// Why a try has failed: the database's own failures may be worth another.
+pub(crate) enum Failed {
+    Database(Failure),
+    Store(Error),
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self::Database(failure)
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
 }

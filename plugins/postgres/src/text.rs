@@ -25,6 +25,15 @@ pub(crate) fn store(text: &str) -> String {
     stored
 }
 
+/// How many bytes text has as it is stored.
+pub(crate) fn stored_len(text: &str) -> usize {
+    text.len()
+        + text
+            .chars()
+            .filter(|character| matches!(*character, '\0' | ESCAPE))
+            .count()
+}
+
 /// Text as it was before it was stored.
 pub(crate) fn load(stored: String) -> String {
     if !stored.contains(ESCAPE) {
@@ -75,6 +84,7 @@ mod tests {
         assert!(stored.is_sorted_by(|one, other| one < other), "{stored:?}");
         for (text, stored) in texts.iter().zip(stored) {
             assert!(!stored.contains('\0'));
+            assert_eq!(stored_len(text), stored.len());
             assert_eq!(load(stored), *text);
         }
         assert_eq!(load("\u{1}x".to_owned()), "\u{1}x", "what nobody has escaped");

@@ -6,21 +6,23 @@
 
 use std::collections::HashMap;
 
-use crate::database::{Data, Database, Failure, FailureKind, Query, Session, Value};
+use crate::database::{Data, Database, Query, Session, Value};
 use crate::json;
 use crate::read::{bounded, keys_as_parameters};
 use crate::record::{Key, Position, Record, SIZE, columns};
-use crate::store::{Error, Store, first, signed, unsigned};
+use crate::store::{Error, Failed, Store, first, signed, unsigned};
 use crate::text;
 
 /// Most bytes of tombstones that a call answers with.
 const TOMBSTONES: u64 = 64 << 20;
 
+/// Most bytes of a type and an id together, as they are stored. The database indexes both in one entry, which it bounds by
+/// 2704 bytes with what it adds. It compresses entries first, so that some would fit that are longer; they are refused all the
+/// same, since nobody could tell which.
+const KEY: usize = 2600;
+
 /// How much is read at once of what is about to be removed.
 const PORTION: u64 = 16 << 20;
-
-/// How often a call is tried where transactions of others are in its way.
-const TRIES: usize = 5;
 
 /// What to do with a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +139,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(batches: Vec<Vec<Change>>, stored: &HashMap<Key, (u64, u64)>) -> Self {
+    fn of(batches: &[Vec<Change>], stored: &HashMap<Key, (u64, u64)>) -> Self {
         let mut plan = Self::default();
         // What the accepted batches have made of the keys so far.
         let mut now: HashMap<Key, Before> = HashMap::new();
@@ -155,7 +157,7 @@ impl Plan {
 
     fn batch(
         &mut self,
-        batch: Vec<Change>,
+        batch: &[Change],
         stored: &HashMap<Key, (u64, u64)>,
         now: &mut HashMap<Key, Before>,
         tombstones: &mut u64,
@@ -163,7 +165,7 @@ impl Plan {
         let mut changed: HashMap<Key, Before> = HashMap::new();
         let mut steps = Vec::with_capacity(batch.len());
         let mut removed = 0_u64;
-        for (index, change) in batch.into_iter().enumerate() {
+        for (index, change) in batch.iter().enumerate() {
             let before = match changed.get(&change.key).or_else(|| now.get(&change.key)) {
                 Some(before) => *before,
                 None => match stored.get(&change.key) {
@@ -182,13 +184,19 @@ impl Plan {
                 return Err(Refusal::Conflict(u32::try_from(index).unwrap_or(u32::MAX)));
             }
             let place = self.writes.len();
-            let (write, step) = match change.operation {
+            let (write, step) = match &change.operation {
                 Operation::Upsert { data, network } => {
+                    let length = text::stored_len(&change.key.record_type) + text::stored_len(&change.key.id);
+                    if length > KEY {
+                        return Err(Refusal::Exhausted(format!(
+                            "a record's type and id come to {length} bytes, of which Postgres cannot index more than {KEY}: shorten them"
+                        )));
+                    }
                     changed.insert(change.key.clone(), Before::Written(place));
                     let write = Write {
-                        key: change.key,
-                        data,
-                        network,
+                        key: change.key.clone(),
+                        data: data.clone(),
+                        network: network.clone(),
                         deleted: false,
                         in_database: false,
                     };
@@ -214,7 +222,7 @@ impl Plan {
                     }
                     changed.insert(change.key.clone(), Before::Missing);
                     let write = Write {
-                        key: change.key,
+                        key: change.key.clone(),
                         data,
                         network: None,
                         deleted: true,
@@ -246,24 +254,11 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// [`Error::Unavailable`] where the outcome is unknown, and others where nothing was changed.
     pub async fn put(&self, batches: Vec<Vec<Change>>, now: i64) -> Result<PutResult, Error> {
-        self.retried(async || self.try_put(batches.clone(), now).await).await
+        self.retried(async || self.try_put(&batches, now).await).await
     }
 
-    /// Tries again where transactions of others were in the way.
-    async fn retried<T>(&self, call: impl AsyncFn() -> Result<T, Failed>) -> Result<T, Error> {
-        let mut tries = 1;
-        loop {
-            match call().await {
-                Ok(result) => return Ok(result),
-                Err(Failed::Database(failure)) if failure.kind == FailureKind::Conflict && tries < TRIES => tries += 1,
-                Err(Failed::Database(failure)) => return Err(failure.into()),
-                Err(Failed::Store(error)) => return Err(error),
-            }
-        }
-    }
-
-    async fn try_put(&self, batches: Vec<Vec<Change>>, now: i64) -> Result<PutResult, Failed> {
-        let transaction = self.begin_writing().await?;
+    async fn try_put(&self, batches: &[Vec<Change>], now: i64) -> Result<PutResult, Failed> {
+        let transaction = self.begin_changing().await?;
         let looks = |change: &&Change| change.expected.is_some() || change.operation == Operation::Delete;
         let mut keys: Vec<_> = batches
             .iter()
@@ -350,7 +345,19 @@ impl<D: Database, J: Data> Store<D, J> {
             .enumerate()
             .map(|(place, write)| Some(last.get(&write.key) == Some(&place)))
             .collect();
-        let json = json::encode(&self.data, writes.iter().map(|write| write.data.clone()).collect());
+        let data: Vec<_> = writes.iter().map(|write| write.data.as_deref()).collect();
+        let json = json::encode(&self.data, &data);
+        // Of what is removed the answer needs the data, too.
+        let bytes = writes
+            .iter_mut()
+            .map(|write| {
+                if write.deleted {
+                    write.data.clone()
+                } else {
+                    write.data.take()
+                }
+            })
+            .collect();
         let each = |value: fn(&Write) -> Option<String>| Value::Texts(writes.iter().map(value).collect());
         let parameters = vec![
             each(|write| Some(text::store(&write.key.record_type))),
@@ -361,7 +368,7 @@ impl<D: Database, J: Data> Store<D, J> {
                     .map(|(json, write)| (!write.in_database).then_some(json))
                     .collect(),
             ),
-            Value::ByteStrings(writes.iter().map(|write| write.data.clone()).collect()),
+            Value::ByteStrings(bytes),
             each(|write| write.network.clone()),
             Value::Booleans(writes.iter().map(|write| Some(write.deleted)).collect()),
             Value::Booleans(is_last),
@@ -433,7 +440,7 @@ impl<D: Database, J: Data> Store<D, J> {
     async fn try_evict(&self, request: &EvictRequest, now: i64) -> Result<Evicted, Failed> {
         /// More tombstones than this are left for the next call.
         const BYTES: i64 = 4 << 20;
-        let transaction = self.begin_writing().await?;
+        let transaction = self.begin_changing().await?;
         let threshold = match request.keep {
             None => 0,
             Some(keep) => {
@@ -519,6 +526,18 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// As `put`.
     pub async fn clear(&self, new_server_version: u64) -> Result<Position, Error> {
+        self.retried(async || self.try_clear(new_server_version).await).await?;
+        // It is done, whether or not the database can still be asked where that has left it. What was seen before is a place
+        // to go on from in any case.
+        let seen = Position {
+            server_version: new_server_version,
+            earliest_version: 0,
+            latest_version: unsigned(self.horizon.get()),
+        };
+        Ok(self.position().await.unwrap_or(seen))
+    }
+
+    async fn try_clear(&self, new_server_version: u64) -> Result<(), Failed> {
         let transaction = self.begin_writing().await?;
         let statements = [
             // Versions go on from where they are.
@@ -538,25 +557,7 @@ impl<D: Database, J: Data> Store<D, J> {
             .run(Query::new(query, vec![Value::Integer(signed(new_server_version))]))
             .await?;
         self.database.commit(transaction).await?;
-        self.position().await
-    }
-}
-
-/// Why a try has failed: the database's own failures may be worth another.
-enum Failed {
-    Database(Failure),
-    Store(Error),
-}
-
-impl From<Failure> for Failed {
-    fn from(failure: Failure) -> Self {
-        Self::Database(failure)
-    }
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self::Store(error)
+        Ok(())
     }
 }
 

@@ -65,11 +65,14 @@ fn failure(error: databroker_sql::Error) -> Failure {
             ErrorKind::Settings => FailureKind::Settings,
             ErrorKind::ReadOnly => FailureKind::ReadOnly,
             ErrorKind::Conflict => FailureKind::Conflict,
+            // As the component has it.
+            ErrorKind::Timeout if error.code() == Some("55P03") => FailureKind::Conflict,
             ErrorKind::Full => FailureKind::Full,
             ErrorKind::TooLarge => FailureKind::TooLarge,
             ErrorKind::Statement => FailureKind::Other,
             _ => FailureKind::Unavailable,
         },
+        code: error.code().map(str::to_owned),
         message: error.to_string(),
     }
 }
@@ -481,6 +484,38 @@ async fn what_pomerium_writes_is_read_and_its_open_transactions_are_waited_for()
 }
 
 #[tokio::test]
+async fn transactions_of_other_databases_hold_nobody_up() {
+    let server = PostgresServer::start().unwrap();
+    drop(open(&server).await);
+    // With the same numbers for the same tables. It can be made once nobody is connected to the first one.
+    let end = std::time::Instant::now() + WAIT;
+    while let Err(error) = server.sql("CREATE DATABASE other TEMPLATE postgres") {
+        assert!(std::time::Instant::now() < end, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let environment = Environment {
+        variable: &|_| None,
+        exists: &|_| false,
+    };
+    let url = format!("postgres://postgres@127.0.0.1:{}/other", server.port());
+    let other = Pool::open(ConnectionString::parse(&url, &environment).unwrap())
+        .await
+        .unwrap();
+    let mut hanging = other.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    hanging.run(&statement(&foreign("theirs", "{}"), &[])).await.unwrap();
+
+    let store = open(&server).await;
+    let gap = "SELECT nextval(pg_get_serial_sequence('pomerium.record_changes', 'version'))";
+    server.sql(&foreign("first", "{}")).unwrap();
+    server.sql(gap).unwrap();
+    server.sql(&foreign("ours", "{}")).unwrap();
+    // Far less than a transaction of its own database is waited for.
+    let read = tokio::time::timeout(Duration::from_secs(5), changes(&store, 1)).await;
+    let read = read.expect("nobody is waited for").unwrap();
+    assert_eq!(read, [(3, "ours".to_owned(), false)]);
+}
+
+#[tokio::test]
 async fn many_writers_and_none_is_missed() {
     let server = PostgresServer::start().unwrap();
     let store = open(&server).await;
@@ -781,7 +816,7 @@ async fn schemas_of_other_versions_are_refused_in_words() {
             .unwrap(),
         "7|9"
     );
-    for (version, text) in [(10, "newer Pomerium"), (8, "older Pomerium")] {
+    for (version, text) in [(10, "newer Pomerium"), (7, "older Pomerium")] {
         server
             .sql(&format!(
                 "UPDATE pomerium.migration_info SET migration_version = {version}"
@@ -793,4 +828,158 @@ async fn schemas_of_other_versions_are_refused_in_words() {
             Ok(_) => panic!("it was taken"),
         }
     }
+}
+
+/// Pomerium knows nothing of our table, so what it replaces is left there until it is swept.
+#[tokio::test]
+async fn exact_bytes_go_once_pomerium_has_replaced_the_record() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    let exact = || {
+        server
+            .sql("SELECT string_agg(version::text, ',' ORDER BY version) FROM pomerium.host_exact")
+            .unwrap()
+    };
+    put(&store, vec![upsert("t", "a", b"1"), upsert("t", "b", b"2")])
+        .await
+        .unwrap();
+    put(&store, vec![upsert("t", "c", b"3")]).await.unwrap();
+    assert_eq!(store.prune(i64::MAX, 100).await.unwrap().removed, 2);
+    assert_eq!(exact(), "1,2,3", "their records live");
+    server
+        .sql(&foreign("a", "{\"@type\": \"hex\", \"value\": \"00\"}"))
+        .unwrap();
+    put(&store, vec![upsert("t", "d", b"5")]).await.unwrap();
+    assert_eq!(store.prune(i64::MAX, 100).await.unwrap().removed, 2);
+    assert_eq!(exact(), "2,3,5");
+    let data: Vec<_> = scan(&store)
+        .await
+        .into_iter()
+        .map(|record| record.data.unwrap())
+        .collect();
+    assert_eq!(data, [b"\0".to_vec(), b"2".to_vec(), b"3".to_vec(), b"5".to_vec()]);
+}
+
+#[tokio::test]
+async fn a_database_of_the_released_pomerium_is_brought_up_to_date() {
+    let server = PostgresServer::start().unwrap();
+    drop(open(&server).await);
+    server
+        .sql(
+            "UPDATE pomerium.migration_info SET migration_version = 8; ALTER TABLE pomerium.record_options DROP COLUMN ttl; \
+             DROP INDEX pomerium.idx_records_type_modified_at",
+        )
+        .unwrap();
+    let (one, two) = tokio::join!(try_open(&server), try_open(&server));
+    assert!(one.is_ok() && two.is_ok(), "both that start together");
+    let there = "SELECT migration_version, to_regclass('pomerium.idx_records_type_modified_at') IS NOT NULL, \
+        (SELECT count(*) FROM information_schema.columns WHERE table_name = 'record_options' AND column_name = 'ttl') \
+        FROM pomerium.migration_info";
+    assert_eq!(server.sql(there).unwrap(), "9|t|1");
+}
+
+/// Letters that do not compress.
+fn letters(count: usize) -> String {
+    let mut state = 1_u64;
+    let letter = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"[(state >> 58) as usize])
+    };
+    std::iter::repeat_with(letter).take(count).collect()
+}
+
+/// One client's long id is no reason for the writes that go with it to fail.
+#[tokio::test]
+async fn a_key_that_cannot_be_indexed_is_refused_alone() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    let of = |id: String| vec![upsert("t", &id, b"1")];
+    let batches = vec![
+        of(letters(2600)),
+        of(letters(2599)),
+        of("i".repeat(64 << 10)),
+        of("a".to_owned()),
+    ];
+    let batches = store.put(batches, NOW).await.unwrap().batches;
+    let stored: Vec<_> = batches
+        .into_iter()
+        .map(|batch| match batch {
+            Ok(outcomes) => Some(outcomes),
+            Err(Refusal::Exhausted(problem)) if problem.contains("2600") => None,
+            Err(refusal) => panic!("{refusal:?}"),
+        })
+        .collect();
+    let one = |version| Some(vec![Outcome::Stored(version)]);
+    assert_eq!(stored, [None, one(1), None, one(2)]);
+    assert_eq!(
+        put(&store, vec![delete("t", &letters(2600)), delete("t", &letters(2599))])
+            .await
+            .unwrap()[0],
+        Outcome::Missing
+    );
+}
+
+/// What the server says of a statement may hold what is in a record, and clients and the log get what the store says.
+#[tokio::test]
+async fn a_refused_statement_is_told_without_its_values() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    server
+        .sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no %', NEW.id; END $$; \
+             CREATE TRIGGER refuse BEFORE INSERT ON pomerium.records FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+        .unwrap();
+    let problem = match store.put(vec![vec![upsert("t", "alice", b"1")]], NOW).await {
+        Err(Error::Internal(problem)) => problem,
+        other => panic!("{other:?}"),
+    };
+    assert!(
+        problem.contains("SQLSTATE P0001") && !problem.contains("alice"),
+        "{problem}"
+    );
+}
+
+/// A patch by Pomerium holds its record and then writes the change; a host holds the log of changes and then wants the record.
+#[tokio::test]
+async fn a_patch_of_pomeriums_and_a_write_of_the_same_record_both_end_well() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    let theirs = foreign("theirs", "{\"@type\": \"hex\", \"value\": \"01\"}");
+    server.sql(&theirs).unwrap();
+    assert_eq!(
+        scan(&store).await.len(),
+        1,
+        "from here on the host knows that it has company"
+    );
+    let environment = Environment {
+        variable: &|_| None,
+        exists: &|_| false,
+    };
+    let pool = Pool::open(ConnectionString::parse(&server.url(), &environment).unwrap())
+        .await
+        .unwrap();
+    let mut patch = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    let hold = "SELECT version FROM pomerium.records WHERE id = 'theirs' FOR UPDATE";
+    patch.run(&statement(hold, &[])).await.unwrap();
+    let (outcomes, ()) = tokio::join!(put(&store, vec![delete("t", "theirs")]), async {
+        let locked = "SELECT 1 FROM pg_locks WHERE relation = 'pomerium.record_changes'::regclass AND mode = 'ShareLock' AND granted";
+        let begun = tokio::time::Instant::now();
+        while pool.run(&statement(locked, &[]), WAIT).await.unwrap().rows.is_empty() {
+            assert!(
+                begun.elapsed() < WAIT,
+                "the host does not keep Pomerium's processes from writing"
+            );
+        }
+        patch.run(&statement(&theirs, &[])).await.unwrap();
+        patch.commit().await.unwrap();
+    });
+    assert!(matches!(&outcomes.unwrap()[..], [Outcome::Deleted(tombstone)] if tombstone.data == Some(vec![1])));
+    let log: Vec<_> = changes(&store, 1)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|(_, _, deleted)| deleted)
+        .collect();
+    assert_eq!(log, [false, true], "the patch, and then the delete");
 }

@@ -1,6 +1,12 @@
 //! Everything that needs a real server, each test with servers of its own.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +14,7 @@ use databroker_sql::{ConnectionString, Environment, Error, ErrorKind, Pool, Rows
 
 mod failover;
 mod pooling;
+mod silence;
 mod statements;
 mod tls;
 

@@ -155,5 +155,5 @@ async fn session_pooling_is_as_good_as_none() {
     let mut listener = pool.listen(vec!["c".to_owned()]);
     assert_eq!(listener.wait(WAIT).await, Wake::Missed);
     run(&pool, "SELECT pg_notify('c', '')", &[]).await.unwrap();
-    assert!(matches!(listener.wait(WAIT).await, Wake::Notified { .. }));
+    assert_eq!(listener.wait(WAIT).await, Wake::Notified);
 }

@@ -94,10 +94,7 @@ async fn a_batch_is_one_statement_and_bounds_hold() {
     assert_eq!(kind(pool.run(&bounded(4999, 1 << 30), WAIT).await), ErrorKind::TooLarge);
     assert_eq!(kind(pool.run(&bounded(5000, 1000), WAIT).await), ErrorKind::TooLarge);
     let all = pool.run(&bounded(5000, 1 << 30), WAIT).await.unwrap();
-    assert_eq!(
-        (all.rows.len(), all.columns),
-        (5000, vec!["id".to_owned(), "name".to_owned()])
-    );
+    assert_eq!(all.rows.len(), 5000);
 }
 
 #[tokio::test]
@@ -220,11 +217,7 @@ async fn notifications_come_and_what_is_missed_is_told() {
     let mut listener = pool.listen(vec!["one".to_owned(), "Two".to_owned()]);
     assert_eq!(listener.wait(WAIT).await, Wake::Missed, "it has only begun to listen");
     run(&pool, "SELECT pg_notify('Two', 'payload')", &[]).await.unwrap();
-    let notified = Wake::Notified {
-        channel: "Two".to_owned(),
-        payload: "payload".to_owned(),
-    };
-    assert_eq!(listener.wait(WAIT).await, notified);
+    assert_eq!(listener.wait(WAIT).await, Wake::Notified);
     assert_eq!(listener.wait(Duration::from_millis(50)).await, Wake::Elapsed);
 
     server
@@ -233,7 +226,7 @@ async fn notifications_come_and_what_is_missed_is_told() {
     assert_eq!(listener.wait(WAIT).await, Wake::Missed, "its connection broke");
     assert_eq!(listener.wait(WAIT).await, Wake::Missed, "it has only begun to listen");
     run(&pool, "SELECT pg_notify('Two', 'payload')", &[]).await.unwrap();
-    assert_eq!(listener.wait(WAIT).await, notified);
+    assert_eq!(listener.wait(WAIT).await, Wake::Notified);
 }
 
 #[tokio::test]
@@ -244,11 +237,17 @@ async fn failures_are_told_apart() {
     })
     .unwrap();
     let at = format!("127.0.0.1:{}", server.port());
+    let trusting = PostgresServer::start().unwrap();
     for (url, expected, text) in [
         (
             format!("postgres://postgres:wrong@{at}/postgres"),
             ErrorKind::Settings,
             "28P01",
+        ),
+        (
+            format!("postgres://nobody@127.0.0.1:{}/postgres", trusting.port()),
+            ErrorKind::Settings,
+            "28000",
         ),
         (
             format!("postgres://postgres:right@{at}/nothing"),
@@ -284,6 +283,22 @@ async fn failures_are_told_apart() {
     run(&pool, "CREATE TABLE t (id bigint PRIMARY KEY)", &[]).await.unwrap();
     run(&pool, "INSERT INTO t VALUES (1), (2)", &[]).await.unwrap();
     assert_eq!(kind(run(&pool, "nonsense", &[]).await), ErrorKind::Statement);
+    run(&pool, "CREATE TABLE named (name text PRIMARY KEY)", &[])
+        .await
+        .unwrap();
+    let process = one(&pool, "SELECT pg_backend_pid()").await;
+    let long = "INSERT INTO named SELECT string_agg(md5(n::text), '') FROM generate_series(1, 1000) n";
+    let error = run(&pool, long, &[]).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.code()),
+        (ErrorKind::TooLarge, Some("54000")),
+        "{error}"
+    );
+    assert_eq!(
+        one(&pool, "SELECT pg_backend_pid()").await,
+        process,
+        "the connection is kept"
+    );
     let blocked = Statement {
         timeout: Duration::from_secs(5),
         ..statement("SELECT 1", &[])

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use databroker_benchmark::session;
 use databroker_proto::Encoded;
 use databroker_proto::databroker::*;
 use databroker_proto::databroker_server::data_broker_service_server::{DataBrokerService, DataBrokerServiceServer};
@@ -13,8 +14,6 @@ use futures::stream::BoxStream;
 use prost::Message;
 use tokio::sync::broadcast;
 use tonic::{Request, Response, Status};
-
-use crate::session;
 
 /// How many changes a stream may be behind.
 const BACKLOG: usize = 1 << 16;

@@ -17,12 +17,12 @@ mod native;
 mod plot;
 mod process;
 mod report;
-mod session;
 mod workload;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
@@ -30,9 +30,16 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use process::{Process, Server};
+use process::{Postgres, Process, Server};
 use report::Measurement;
 use workload::Workload;
+
+/// The host's, so that `native` is the same but for the plugin.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The host without a plugin.
+const NATIVE: &str = "native";
 
 #[derive(Parser)]
 #[command(about, version)]
@@ -71,6 +78,9 @@ struct Run {
     /// is compared with Pomerium
     #[arg(long)]
     stock: Option<PathBuf>,
+    /// Measure on Postgres instead of in memory, each server with a database of its own on one server that is started for it
+    #[arg(long)]
+    postgres: bool,
     /// Only servers with one of these names: host, native, bare, stock, stock without tracer
     #[arg(long, value_delimiter = ',')]
     servers: Vec<String>,
@@ -116,7 +126,9 @@ fn main() -> anyhow::Result<()> {
 
 impl Run {
     async fn run(self) -> anyhow::Result<()> {
-        let servers = self.servers()?;
+        // Before this process is kept to one core: the database is not.
+        let postgres = self.postgres.then(Postgres::start).transpose()?.map(Arc::new);
+        let servers = self.servers(postgres)?;
         let wanted = |name: &str| self.only.is_empty() || self.only.iter().any(|part| name.contains(part));
         let workloads: Vec<Workload> = workload::ALL
             .into_iter()
@@ -175,10 +187,11 @@ impl Run {
                 .await
                 .with_context(|| format!("{}: {name}", server.name))?;
             let operations = done.operations as f64;
+            let per_operation = |time: Duration| (!time.is_zero()).then(|| time.as_secs_f64() * 1e6 / operations);
             measurements.push(Measurement {
                 throughput: Some(operations / done.elapsed.as_secs_f64()),
-                processor: (!done.processor_time.is_zero())
-                    .then(|| done.processor_time.as_secs_f64() * 1e6 / operations),
+                processor: per_operation(done.times.server),
+                database: per_operation(done.times.database),
                 p50: report::percentile(&mut done.latencies, 0.5),
                 p99: report::percentile(&mut done.latencies, 0.99),
                 ..named(name)
@@ -192,8 +205,8 @@ impl Run {
         let rows = report::rows(measurements);
         println!("{}", report::table(&rows));
         println!(
-            "\n{} rounds of {} s; cost is µs of the server's processor per operation, MB or ms: the median, then the lowest \
-             and the highest",
+            "\n{} rounds of {} s, medians; cost is µs of the server's processor per operation, MB or ms, database that of \
+             Postgres; in parentheses what it is of stock's",
             self.rounds, self.seconds
         );
         if let Some(path) = &self.json {
@@ -206,7 +219,7 @@ impl Run {
         Ok(())
     }
 
-    fn servers(&self) -> anyhow::Result<Vec<Server>> {
+    fn servers(&self, postgres: Option<Arc<Postgres>>) -> anyhow::Result<Vec<Server>> {
         let own = std::env::current_exe()?;
         let host = match &self.host {
             Some(host) => host.clone(),
@@ -222,6 +235,7 @@ impl Run {
             program: program.clone(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             environment: Vec::new(),
+            postgres: postgres.clone(),
         };
         let mut servers = vec![
             Server {
@@ -230,16 +244,31 @@ impl Run {
                     ("GRPC_INSECURE", "true"),
                     ("LOG_LEVEL", "warn"),
                 ]
+                .into_iter()
+                .chain(self.postgres.then_some(("DATABROKER_STORAGE_TYPE", "postgres")))
+                .chain(
+                    self.postgres
+                        .then_some(("DATABROKER_STORAGE_CONNECTION_STRING", "{database}")),
+                )
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .to_vec(),
+                .collect(),
                 ..server("host", &host, &["serve"])
             },
-            server("native", &own, &["serve-native", "--address", "{address}"]),
+            server(NATIVE, &own, &["serve-native", "--address", "{address}"]),
             server(report::BARE, &own, &["serve-bare", "--address", "{address}"]),
         ];
         if let Some(stock) = &self.stock {
-            servers.push(server(report::STOCK, stock, &["--address", "{address}"]));
-            let arguments = ["--address", "{address}", "--no-tracer"];
+            let mut arguments = vec!["--address", "{address}"];
+            if self.postgres {
+                arguments.extend([
+                    "--storage-type",
+                    "postgres",
+                    "--storage-connection-string",
+                    "{database}",
+                ]);
+            }
+            servers.push(server(report::STOCK, stock, &arguments));
+            arguments.push("--no-tracer");
             servers.push(server("stock without tracer", stock, &arguments));
         }
         if let Some(unknown) = self
@@ -251,6 +280,8 @@ impl Run {
                 "there is no server {unknown:?}; with --stock there are host, native, bare, stock, stock without tracer"
             );
         }
+        // The native backend is in memory, whatever is asked for.
+        servers.retain(|server| !(self.postgres && server.name == NATIVE));
         servers.retain(|server| self.servers.is_empty() || self.servers.contains(&server.name));
         Ok(servers)
     }

@@ -14,7 +14,7 @@ const COLOURS: [&str; 6] = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3
 pub(crate) fn svg(rows: &[Row]) -> String {
     let rows: Vec<(&Row, f64)> = rows
         .iter()
-        .filter_map(|row| Some((row, row.cost.filter(|cost| *cost > 0.0)?)))
+        .filter_map(|row| Some((row, row.cost.median.filter(|cost| *cost > 0.0)?)))
         .collect();
     let low = rows
         .iter()

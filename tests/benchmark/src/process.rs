@@ -1,12 +1,17 @@
 //! A server as a process of its own: started on one core, watched through `/proc`, and stopped.
 
 use std::net::TcpListener;
+use std::ops::Sub;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use base64::Engine as _;
+
+use postgres_server::{Options, PostgresServer, USER};
 
 use crate::client::{Client, Target};
 
@@ -27,6 +32,9 @@ pub(crate) struct Server {
     pub arguments: Vec<String>,
     /// Its environment, beside the shared secret in `SHARED_SECRET`; `{address}` as above.
     pub environment: Vec<(String, String)>,
+    /// Where it keeps its records in a database: the server that makes one for it, whose connection string stands for
+    /// `{database}` in arguments and environment.
+    pub postgres: Option<Arc<Postgres>>,
 }
 
 impl Server {
@@ -35,7 +43,11 @@ impl Server {
         let shared_secret = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 32]>());
         // The port may in theory be taken by another before the server has it; then it says so and ends.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let filled = |text: &String| text.replace("{address}", &address);
+        let database = self.postgres.as_ref().map(|postgres| postgres.database()).transpose()?;
+        let filled = |text: &String| {
+            text.replace("{address}", &address)
+                .replace("{database}", database.as_deref().unwrap_or_default())
+        };
         let begun = Instant::now();
         let child = Command::new("taskset")
             .args(["--cpu-list", &core.to_string()])
@@ -57,6 +69,7 @@ impl Server {
             child,
             target: Target::new(&address, &shared_secret)?,
             cold_start: Duration::ZERO,
+            postgres: self.postgres.clone(),
         };
         loop {
             if let Some(client) = process.answers().await {
@@ -82,6 +95,27 @@ pub(crate) struct Process {
     pub target: Target,
     /// From its start to the first answer.
     pub cold_start: Duration,
+    postgres: Option<Arc<Postgres>>,
+}
+
+/// Processor time, in steps of 10 ms.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Times {
+    /// The server's.
+    pub server: Duration,
+    /// That of the database that it keeps its records in, all processes of it together.
+    pub database: Duration,
+}
+
+impl Sub for Times {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            server: self.server.saturating_sub(before.server),
+            database: self.database.saturating_sub(before.database),
+        }
+    }
 }
 
 impl Process {
@@ -91,16 +125,13 @@ impl Process {
         Some(client)
     }
 
-    /// The processor time that it has used, in steps of 10 ms.
-    pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
-        let path = format!("/proc/{}/stat", self.child.id());
-        let stat = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        // The second field is the program's name in parentheses, which may hold anything.
-        let (_, fields) = stat.rsplit_once(')').context("no name in the process's state")?;
-        let mut fields = fields.split_ascii_whitespace().skip(11);
-        let mut ticks = || -> anyhow::Result<u64> { Ok(fields.next().context("too few fields")?.parse()?) };
-        let ticks = ticks()? + ticks()?;
-        Ok(Duration::from_millis(ticks * 1000 / TICKS))
+    /// The processor time that was used until now.
+    pub(crate) fn times(&self) -> anyhow::Result<Times> {
+        let database = self.postgres.as_ref().map(|postgres| postgres.processor_time());
+        Ok(Times {
+            server: State::of(self.child.id())?.own,
+            database: database.transpose()?.unwrap_or_default(),
+        })
     }
 
     /// The memory that is resident, in bytes.
@@ -121,5 +152,91 @@ impl Drop for Process {
         // It has nothing to keep.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A Postgres server with its usual durability, which all servers of a run share, each with a database of its own.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    server: PostgresServer,
+    /// Its first process, the parent of all others.
+    process: u32,
+    databases: AtomicUsize,
+}
+
+impl Postgres {
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let server = PostgresServer::with(&Options {
+            // So that it has statistics soon after a store was filled, as any that has run for a minute.
+            configuration: vec!["autovacuum_naptime = 1s".to_owned()],
+            ..Options::default()
+        })?;
+        let process = server
+            .sql("SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)")?
+            .trim()
+            .parse()
+            .context("no process number in postmaster.pid")?;
+        Ok(Self {
+            server,
+            process,
+            databases: AtomicUsize::new(0),
+        })
+    }
+
+    /// Makes an empty database, and gives its connection string.
+    fn database(&self) -> anyhow::Result<String> {
+        let name = format!("benchmark{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.server.sql(&format!("CREATE DATABASE {name}"))?;
+        let port = self.server.port();
+        Ok(format!("postgres://{USER}@127.0.0.1:{port}/{name}?sslmode=disable"))
+    }
+
+    /// That of its first process, of all that it has waited for, and of those that run.
+    fn processor_time(&self) -> anyhow::Result<Duration> {
+        let first = State::of(self.process)?;
+        let mut time = first.own + first.ended_children;
+        for entry in std::fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            // One that has ended meanwhile is counted next time.
+            match State::of(process) {
+                Ok(state) if state.parent == self.process => time += state.own,
+                _ => {}
+            }
+        }
+        Ok(time)
+    }
+}
+
+/// What `/proc` says of a process.
+struct State {
+    parent: u32,
+    /// The processor time that it has used.
+    own: Duration,
+    /// That of its children that have ended.
+    ended_children: Duration,
+}
+
+impl State {
+    fn of(process: u32) -> anyhow::Result<Self> {
+        let path = format!("/proc/{process}/stat");
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        // The second field is the program's name in parentheses, which may hold anything.
+        let (_, fields) = stat.rsplit_once(')').context("no name in the process's state")?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let number =
+            |place: usize| -> anyhow::Result<u64> { Ok(fields.get(place).context("too few fields")?.parse()?) };
+        let time = |place| {
+            anyhow::Ok(Duration::from_millis(
+                (number(place)? + number(place + 1)?) * 1000 / TICKS,
+            ))
+        };
+        Ok(Self {
+            parent: u32::try_from(number(1)?)?,
+            own: time(11)?,
+            ended_children: time(13)?,
+        })
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Measurement {
     pub throughput: Option<f64>,
     /// Microseconds of the server's processor per call, record or delivery.
     pub processor: Option<f64>,
+    /// The same of the database's processes.
+    pub database: Option<f64>,
     /// Latency of a call in microseconds.
     pub p50: Option<f64>,
     pub p99: Option<f64>,
@@ -42,6 +44,7 @@ impl Measurement {
             stored,
             throughput: None,
             processor: None,
+            database: None,
             p50: None,
             p99: None,
             memory: None,
@@ -63,23 +66,30 @@ pub(crate) fn percentile(latencies: &mut [Duration], rank: f64) -> Option<f64> {
     latencies.get(index).map(|latency| latency.as_secs_f64() * 1e6)
 }
 
-/// The median of one workload on one server.
-#[derive(Clone, Debug, Serialize)]
+/// A median, and what it is of the stock server's: 0.25 is a quarter.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Compared {
+    pub median: Option<f64>,
+    pub of_stock: Option<f64>,
+}
+
+/// The medians of one workload on one server.
+#[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub workload: String,
     pub stored: usize,
     pub server: String,
-    pub throughput: Option<f64>,
-    pub p50: Option<f64>,
-    pub p99: Option<f64>,
-    /// Processor time (µs), memory (MB) or time to start (ms): the median.
-    pub cost: Option<f64>,
-    /// The lowest and the highest of the rounds.
+    pub throughput: Compared,
+    pub p50: Compared,
+    pub p99: Compared,
+    /// Processor time (µs), memory (MB) or time to start (ms).
+    pub cost: Compared,
+    /// The lowest and the highest cost of the rounds.
     pub spread: Option<(f64, f64)>,
-    /// `cost` against that of the stock server: 0.25 is a quarter.
-    pub of_stock: Option<f64>,
     /// `cost` against that of bare gRPC.
     pub of_bare: Option<f64>,
+    /// Processor time of the database (µs).
+    pub database: Compared,
 }
 
 /// The rows of all measurements, in the order in which they were made.
@@ -102,36 +112,45 @@ pub(crate) fn rows(measurements: &[Measurement]) -> Vec<Row> {
             .iter()
             .filter(|((size, name, _), _)| *size == stored && *name == workload)
             .collect();
-        let cost_of = |server: &str| {
+        let of = |server: &str, figure: Figure| {
             let (_, group) = of_workload.iter().find(|((_, _, name), _)| *name == server)?;
-            median(group, Measurement::cost)
+            median(group, figure)
         };
         for ((_, _, server), group) in &of_workload {
-            let cost = median(group, Measurement::cost);
-            let ratio = |other: &str| Some(cost? / cost_of(other).filter(|other| *other > 0.0)?);
+            let ratio = |other: &str, figure: Figure| {
+                Some(median(group, figure)? / of(other, figure).filter(|other| *other > 0.0)?)
+            };
+            let compared = |figure: Figure| Compared {
+                median: median(group, figure),
+                of_stock: ratio(STOCK, figure),
+            };
+            let cost = compared(Measurement::cost);
             let costs = group.iter().filter_map(|one| one.cost());
             rows.push(Row {
                 workload: workload.to_owned(),
                 stored,
                 server: (*server).to_owned(),
-                throughput: median(group, |one| one.throughput),
-                p50: median(group, |one| one.p50),
-                p99: median(group, |one| one.p99),
-                cost,
-                spread: cost.map(|_| {
+                throughput: compared(|one| one.throughput),
+                p50: compared(|one| one.p50),
+                p99: compared(|one| one.p99),
+                spread: cost.median.map(|_| {
                     costs.fold((f64::MAX, 0.0_f64), |(low, high), one: f64| {
                         (low.min(one), high.max(one))
                     })
                 }),
-                of_stock: ratio(STOCK),
-                of_bare: ratio(BARE),
+                cost,
+                of_bare: ratio(BARE, Measurement::cost),
+                database: compared(|one| one.database),
             });
         }
     }
     rows
 }
 
-fn median(group: &[&Measurement], figure: impl Fn(&Measurement) -> Option<f64>) -> Option<f64> {
+/// One figure of a measurement.
+type Figure = fn(&Measurement) -> Option<f64>;
+
+fn median(group: &[&Measurement], figure: Figure) -> Option<f64> {
     let mut figures: Vec<f64> = group.iter().filter_map(|one| figure(one)).collect();
     figures.sort_unstable_by(f64::total_cmp);
     let middle = figures.len().checked_sub(1)? / 2;
@@ -144,30 +163,37 @@ fn median(group: &[&Measurement], figure: impl Fn(&Measurement) -> Option<f64>) 
 pub(crate) fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header([
-        "workload", "records", "server", "a second", "p50 µs", "p99 µs", "cost", "spread", "of stock", "of bare",
+        "workload", "records", "server", "a second", "p50 µs", "p99 µs", "cost", "spread", "of bare", "database",
     ]);
     for row in rows {
         let spread = row
             .spread
             .map(|(low, high)| format!("{}-{}", figure(Some(low)), figure(Some(high))));
-        let ratio = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
+        let ratio = row.of_bare.map(|ratio| format!("{ratio:.2}"));
         table.add_row([
             row.workload.clone(),
             row.stored.to_string(),
             row.server.clone(),
-            figure(row.throughput),
-            figure(row.p50),
-            figure(row.p99),
-            figure(row.cost),
+            compared(row.throughput),
+            compared(row.p50),
+            compared(row.p99),
+            compared(row.cost),
             spread.unwrap_or_default(),
-            ratio(row.of_stock),
-            ratio(row.of_bare),
+            ratio.unwrap_or_default(),
+            compared(row.database),
         ]);
     }
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+fn compared(value: Compared) -> String {
+    match value.of_stock {
+        Some(ratio) => format!("{} ({ratio:.2})", figure(value.median)),
+        None => figure(value.median),
+    }
 }
 
 /// Three digits that matter.
@@ -201,9 +227,9 @@ mod tests {
         ];
         let rows = rows(&measurements);
         let host = rows.iter().find(|row| row.server == "host").unwrap();
-        assert_eq!(host.cost, Some(30.0));
+        assert_eq!(host.cost.median, Some(30.0));
         assert_eq!(host.spread, Some((20.0, 90.0)));
-        assert_eq!(host.of_stock, Some(30.0 / 90.0));
+        assert_eq!(host.cost.of_stock, Some(30.0 / 90.0));
         assert_eq!(host.of_bare, None);
     }
 

@@ -10,7 +10,7 @@ use prost::Message;
 use prost_types::{Any, Timestamp};
 
 /// The type URL of the records.
-pub(crate) const TYPE: &str = "type.googleapis.com/session.Session";
+pub const TYPE: &str = "type.googleapis.com/session.Session";
 
 /// The fields of `session.Session` that a session of an OpenID provider has.
 #[derive(Clone, PartialEq, Message)]
@@ -54,17 +54,17 @@ struct OAuthToken {
 }
 
 /// The id of a session.
-pub(crate) fn id(number: usize) -> String {
+pub fn id(number: usize) -> String {
     format!("session-{number:08}")
 }
 
 /// The user of a session, whom it shares with nobody: what a query by user finds is one record.
-pub(crate) fn user_id(number: usize) -> String {
+pub fn user_id(number: usize) -> String {
     format!("user-{number:08}")
 }
 
 /// A session to put.
-pub(crate) fn record(number: usize) -> Record {
+pub fn record(number: usize) -> Record {
     let now = Timestamp::from(SystemTime::now());
     let user_id = user_id(number);
     let session = Session {
@@ -89,7 +89,7 @@ pub(crate) fn record(number: usize) -> Record {
 }
 
 /// What a Patch of `accessed_at` sends.
-pub(crate) fn accessed(number: usize) -> Record {
+pub fn accessed(number: usize) -> Record {
     let session = Session {
         accessed_at: Some(Timestamp::from(SystemTime::now())),
         ..Session::default()

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use databroker_benchmark::session;
 use databroker_proto::databroker::*;
 use futures::future::try_join_all;
 use prost_types::value::Kind as ValueKind;
 use prost_types::{FieldMask, Struct, Value};
 
 use crate::client::Client;
-use crate::process::Process;
-use crate::session;
+use crate::process::{Process, Times};
 
 /// Callers that share a connection, as those of one of Pomerium's processes do.
 const CALLERS_PER_CONNECTION: usize = 16;
@@ -124,8 +124,8 @@ pub(crate) struct Done {
     pub latencies: Vec<Duration>,
     /// How long all of it took.
     pub elapsed: Duration,
-    /// The server's processor time for it.
-    pub processor_time: Duration,
+    /// The processor time that went into it.
+    pub times: Times,
 }
 
 /// Puts so many sessions, and an index on their users.
@@ -196,7 +196,7 @@ pub(crate) async fn run(
             reader.abort();
             // What the reading cost is in the processor's time, too, so a cost per Get would mean nothing.
             done.map(|done| Done {
-                processor_time: Duration::ZERO,
+                times: Times::default(),
                 ..done
             })
         }
@@ -285,7 +285,7 @@ impl Runner<'_> {
         for client in &clients {
             call(client.clone(), next()).await?;
         }
-        let before = self.process.processor_time()?;
+        let before = self.process.times()?;
         let begun = Instant::now();
         let callers = clients.iter().map(|client| {
             let (call, next) = (&call, &next);
@@ -304,7 +304,7 @@ impl Runner<'_> {
             operations: u64::try_from(latencies.len() * operations)?,
             latencies,
             elapsed: begun.elapsed(),
-            processor_time: self.process.processor_time()? - before,
+            times: self.process.times()? - before,
         })
     }
 
@@ -343,7 +343,7 @@ impl Runner<'_> {
         F: Future<Output = anyhow::Result<u64>>,
     {
         let client = self.process.target.connect().await?;
-        let before = self.process.processor_time()?;
+        let before = self.process.times()?;
         let begun = Instant::now();
         let mut operations = 0;
         while begun.elapsed() < self.duration {
@@ -359,7 +359,7 @@ impl Runner<'_> {
             operations,
             latencies: Vec::new(),
             elapsed: begun.elapsed(),
-            processor_time: self.process.processor_time()? - before,
+            times: self.process.times()? - before,
         })
     }
 
@@ -392,7 +392,7 @@ impl Runner<'_> {
             .collect();
         // So that opening the streams is not measured; nothing depends on it.
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let before = self.process.processor_time()?;
+        let before = self.process.times()?;
         let begun = Instant::now();
         for _ in 0..puts {
             let records = vec![session::record(self.fresh.fetch_add(1, Ordering::Relaxed))];
@@ -405,7 +405,7 @@ impl Runner<'_> {
             operations: u64::try_from(streams * puts)?,
             latencies: Vec::new(),
             elapsed: begun.elapsed(),
-            processor_time: self.process.processor_time()? - before,
+            times: self.process.times()? - before,
         })
     }
 

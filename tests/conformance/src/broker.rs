@@ -16,7 +16,7 @@ use databroker_proto::databroker::{
 use databroker_proto::registry::registry_client::RegistryClient;
 use prost_types::FieldMask;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::records::json_struct;
@@ -45,11 +45,10 @@ pub(crate) type Authenticated = InterceptedService<Channel, Tokens>;
 /// A client of the server under test.
 #[derive(Clone)]
 pub struct Broker {
-    endpoint: Endpoint,
+    target: Target,
     /// The connection, without tokens.
     channel: Channel,
     tokens: Tokens,
-    settings: Settings,
     /// Begins every name that the case uses.
     prefix: Arc<str>,
     /// The number of names given out so far.
@@ -60,10 +59,9 @@ impl Broker {
     /// A client for the case with this name, with a connection of its own.
     pub(crate) fn new(target: &Target, case: &str) -> Self {
         Self {
-            endpoint: target.endpoint.clone(),
-            channel: target.endpoint.connect_lazy(),
+            target: target.clone(),
+            channel: target.channel(),
             tokens: Tokens(target.secret.clone().into()),
-            settings: target.settings,
             prefix: format!("conformance/{}/{case}", uuid::Uuid::new_v4().simple()).into(),
             names: Arc::new(AtomicU64::new(0)),
         }
@@ -72,14 +70,14 @@ impl Broker {
     /// A client of the same case over a connection of its own, which a slow reader cannot stall.
     pub(crate) fn apart(&self) -> Self {
         Self {
-            channel: self.endpoint.connect_lazy(),
+            channel: self.target.channel(),
             ..self.clone()
         }
     }
 
     /// What is known of the server's settings.
     pub(crate) fn settings(&self) -> &Settings {
-        &self.settings
+        &self.target.settings
     }
 
     /// The shared secret.

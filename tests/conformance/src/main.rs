@@ -24,9 +24,10 @@ const USAGE: u8 = 64;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The server, as http://HOST:PORT.
+    /// The server, as http://HOST:PORT; several times where several servers share one store: the calls of each case are then
+    /// spread over all of them.
     #[arg(long, required_unless_present = "list")]
-    address: Option<String>,
+    address: Vec<String>,
 
     /// The shared secret: 32 bytes in base64. Other users see it in the process list, so prefer the environment or a
     /// file.
@@ -153,8 +154,12 @@ async fn run(arguments: Arguments) -> Result<(String, u8), (String, u8)> {
         clean_interval: arguments.clean_interval_seconds.map(Duration::from_secs),
         service_ttl: arguments.service_ttl_seconds.map(Duration::from_secs),
     };
-    let address = arguments.address.unwrap_or_default();
-    let target = Target::new(&address, &secret, settings).map_err(|error| usage(&error))?;
+    let mut targets = Vec::new();
+    for address in &arguments.address {
+        targets.push(Target::new(address, &secret, settings).map_err(|error| usage(&error))?);
+    }
+    let targets = targets.into_iter().reduce(|all, one| all.and(&one));
+    let target = targets.ok_or_else(|| usage(&"give --address"))?;
     target
         .wait(selection.patience)
         .await

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::case::skip;
 
@@ -13,7 +13,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The server under test.
 #[derive(Clone)]
 pub struct Target {
-    pub(crate) endpoint: Endpoint,
+    /// Where it is: several addresses where several servers share one store.
+    pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) secret: Vec<u8>,
     pub(crate) settings: Settings,
 }
@@ -61,18 +62,37 @@ impl Target {
             return Err(TargetError::Secret(format!("it has {} bytes", secret.len())));
         }
         Ok(Self {
-            endpoint,
+            endpoints: vec![endpoint],
             secret,
             settings,
         })
     }
 
+    /// The same servers and those of another target, which share one store and one secret: the calls of each case are spread
+    /// over all of them.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.endpoints.extend(other.endpoints.iter().cloned());
+        self
+    }
+
+    /// A connection to all addresses, made when it is first used; each call takes one of them.
+    pub(crate) fn channel(&self) -> Channel {
+        match self.endpoints.as_slice() {
+            [endpoint] => endpoint.connect_lazy(),
+            endpoints => Channel::balance_list(endpoints.iter().cloned()),
+        }
+    }
+
     /// Tries to connect, so that a wrong address is one error and not one per case.
     pub async fn probe(&self) -> Result<(), TargetError> {
-        self.endpoint.connect().await.map(drop).map_err(|error| {
-            let reason = anyhow::Error::from(error);
-            TargetError::Connect(self.endpoint.uri().to_string(), format!("{reason:#}"))
-        })
+        for endpoint in &self.endpoints {
+            endpoint.connect().await.map_err(|error| {
+                let reason = anyhow::Error::from(error);
+                TargetError::Connect(endpoint.uri().to_string(), format!("{reason:#}"))
+            })?;
+        }
+        Ok(())
     }
 
     /// Tries to connect until that succeeds, for as long as this.

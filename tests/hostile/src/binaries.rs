@@ -1,7 +1,10 @@
 //! Files that are no good plugins, made without a toolchain: from the interface's own text comes a component that exports
 //! all it should, and then something is done to it.
 
-use wasm_encoder::{ConstExpr, DataSection, Module, RawSection, RefType, TableSection, TableType};
+use wasm_encoder::{
+    BlockType, CodeSection, ConstExpr, DataSection, Function, HeapType, Module, RawSection, RefType, TableSection,
+    TableType,
+};
 use wasmparser::{Parser, Payload};
 use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
 use wit_parser::{LiftLowerAbi, ManglingAndAbi, Resolve};
@@ -49,6 +52,8 @@ binaries! {
     TableBomb,
     /// A plugin with many tables, each as large as one may be.
     ManyTables,
+    /// A plugin that makes its table larger and larger while it runs.
+    TableGrown,
     /// A plugin with more memory than it may have.
     LargeMemory,
 }
@@ -112,6 +117,7 @@ impl Binary {
             }),
             Self::TableBomb => component(&wit, |module| tables(&module, 1, 4_000_000_000)),
             Self::ManyTables => component(&wit, |module| tables(&module, 90, 9_999_999)),
+            Self::TableGrown => component(&wit, |module| growing(&tables(&module, 1, 0))),
             Self::LargeMemory => component(&wit, |module| {
                 let mut memories = wasm_encoder::MemorySection::new();
                 memories.memory(wasm_encoder::MemoryType {
@@ -139,6 +145,50 @@ fn tables(module: &[u8], count: usize, elements: u64) -> Vec<u8> {
         });
     }
     with(module, Place::BeforeMemory, &tables)
+}
+
+/// The same module, of which each function that traps makes the first table larger first, until it is refused. Where the
+/// table has come to have more than a million elements then, it never ends.
+fn growing(module: &[u8]) -> Vec<u8> {
+    const MOST: i32 = 1_000_000;
+    const STEP: i32 = 10_000;
+    const TRAPS: [u8; 3] = [0x00, 0x00, 0x0b];
+    let mut made = Module::new();
+    let mut bodies = CodeSection::new();
+    let mut left = 0;
+    for payload in Parser::new(0).parse_all(module) {
+        let payload = payload.unwrap();
+        match &payload {
+            Payload::CodeSectionStart { count, .. } => left = *count,
+            Payload::CodeSectionEntry(body) if body.as_bytes() == TRAPS => {
+                let mut function = Function::new([]);
+                let mut code = function.instructions();
+                code.loop_(BlockType::Empty);
+                code.ref_null(HeapType::FUNC).i32_const(STEP).table_grow(0);
+                code.i32_const(-1).i32_ne().br_if(0).end();
+                code.loop_(BlockType::Empty);
+                code.table_size(0).i32_const(MOST).i32_gt_u().br_if(0).end();
+                code.unreachable().end();
+                bodies.function(&function);
+                left -= 1;
+            }
+            Payload::CodeSectionEntry(body) => {
+                bodies.raw(body.as_bytes());
+                left -= 1;
+            }
+            other => {
+                if let Some((id, range)) = other.as_section() {
+                    let data = &module[range];
+                    made.section(&RawSection { id, data });
+                }
+                continue;
+            }
+        }
+        if left == 0 {
+            made.section(&bodies);
+        }
+    }
+    made.finish()
 }
 
 /// Where a section goes.

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +29,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/pomerium/pomerium/config"
@@ -95,12 +98,14 @@ type Server struct {
 	options Options
 	secret  []byte
 
-	// mu guards address, which connections read while a restart writes it.
-	mu      sync.Mutex
-	address string
+	// mu guards addresses, which connections read while a restart writes them: one of each process.
+	mu        sync.Mutex
+	addresses []string
 
-	// process is nil while the server is stopped, and always for one that was given by address.
-	process *process
+	// database is the connection string of the Postgres database that all processes share, if any.
+	database string
+	// processes are none while the server is stopped, and always for one that was given by address.
+	processes []*process
 	// given is set for a server that runs already and that is not ours to stop.
 	given bool
 }
@@ -119,8 +124,9 @@ func Start(t testing.TB, options Options) *Server {
 			t.Fatalf("making a shared secret: %v", err)
 		}
 	}
-	server.start()
+	server.database = newDatabase(t)
 	t.Cleanup(server.end)
+	server.start()
 	return server
 }
 
@@ -133,7 +139,7 @@ func (s *Server) useGiven(address string) {
 	if err != nil || len(secret) != 32 {
 		s.t.Fatalf("set %s to the secret of the server at %s: base64 of 32 bytes", secretVariable, address)
 	}
-	s.given, s.secret, s.address = true, secret, address
+	s.given, s.secret, s.addresses = true, secret, []string{address}
 	ctx, cancel := context.WithTimeout(context.Background(), startDeadline)
 	defer cancel()
 	if _, err := s.Client().Clear(ctx, new(emptypb.Empty)); err != nil {
@@ -141,11 +147,16 @@ func (s *Server) useGiven(address string) {
 	}
 }
 
-// Address is where the server listens now, `host:port`; it changes at a restart.
-func (s *Server) Address() string {
+// Address is where the server listens now, `host:port`; it changes at a restart. Of several processes it is the first.
+func (s *Server) Address() string { return s.addressOf(0) }
+
+func (s *Server) addressOf(number int) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.address
+	if number >= len(s.addresses) {
+		return ""
+	}
+	return s.addresses[number]
 }
 
 // Secret is the shared secret, 32 bytes.
@@ -171,11 +182,25 @@ func (s *Server) Dial(options ...grpc.DialOption) *grpc.ClientConn {
 		// Before those of a test, which go before these.
 		options = append([]grpc.DialOption{s.derivedTLS()}, options...)
 	}
-	options = append(options, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", s.Address())
+	// What is resolved and dialled are the numbers of the processes, so that each is found again after a restart.
+	options = append(options, grpc.WithContextDialer(func(ctx context.Context, number string) (net.Conn, error) {
+		which, err := strconv.Atoi(number)
+		if err != nil {
+			return nil, err
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", s.addressOf(which))
 	}))
+	numbers := manual.NewBuilderWithScheme("databrokers")
+	var state resolver.State
+	for number := range max(1, hosts(s.t)) {
+		state.Addresses = append(state.Addresses, resolver.Address{Addr: strconv.Itoa(number)})
+	}
+	numbers.InitialState(state)
+	// One call goes to one process, the next to the next, where there are several.
+	options = append(options, grpc.WithResolvers(numbers),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`))
 	connection, err := pomeriumgrpc.NewGRPCClientConn(s.t.Context(), &pomeriumgrpc.Options{
-		Address:      "passthrough:///databroker",
+		Address:      "databrokers:///databroker",
 		SignedJWTKey: s.secret,
 	}, options...)
 	if err != nil {
@@ -260,6 +285,10 @@ func (s *Server) command() *exec.Cmd {
 	}
 	command := exec.Command(Binary(s.t), "serve")
 	command.Env = append(os.Environ(), "NO_COLOR=1", "GRPC_ADDRESS=127.0.0.1:0", "SHARED_SECRET="+secret)
+	if s.database != "" {
+		command.Env = append(command.Env, "HEALTH_CHECK_ADDR=off",
+			"DATABROKER_STORAGE_TYPE="+plugin(), "DATABROKER_STORAGE_CONNECTION_STRING="+s.database)
+	}
 	switch s.options.TLSDerive {
 	case "":
 		command.Env = append(command.Env, "GRPC_INSECURE=true")
@@ -279,29 +308,51 @@ func (s *Server) command() *exec.Cmd {
 
 func (s *Server) start() {
 	s.t.Helper()
+	var addresses []string
+	for range max(1, hosts(s.t)) {
+		process, address := s.startOne()
+		s.processes = append(s.processes, process)
+		addresses = append(addresses, address)
+	}
+	s.mu.Lock()
+	s.addresses = addresses
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), startDeadline)
+	defer cancel()
+	client := s.Client()
+	for range addresses {
+		if _, err := client.ServerInfo(ctx, new(emptypb.Empty)); err != nil {
+			s.t.Fatalf("the server at %v does not answer: %v\n%s", addresses, err, s.output())
+		}
+	}
+}
+
+func (s *Server) startOne() (*process, string) {
+	s.t.Helper()
 	process, err := startProcess(s.command())
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.process = process
 	deadline := time.NewTimer(startDeadline)
 	defer deadline.Stop()
 	select {
 	case address := <-process.address:
-		s.mu.Lock()
-		s.address = address
-		s.mu.Unlock()
+		return process, address
 	case <-process.ended:
 		s.t.Fatalf("the server ended before it listened: %v\n%s", process.err, process.output())
 	case <-deadline.C:
 		s.t.Fatalf("the server printed no line with `listening` and its address within %v:\n%s", startDeadline,
 			process.output())
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startDeadline)
-	defer cancel()
-	if _, err := s.Client().ServerInfo(ctx, new(emptypb.Empty)); err != nil {
-		s.t.Fatalf("the server at %s does not answer: %v\n%s", s.Address(), err, process.output())
+	return nil, ""
+}
+
+func (s *Server) output() string {
+	var all strings.Builder
+	for _, process := range s.processes {
+		all.WriteString(process.output())
 	}
+	return all.String()
 }
 
 func (s *Server) endProcess(signal syscall.Signal) {
@@ -309,28 +360,28 @@ func (s *Server) endProcess(signal syscall.Signal) {
 	if s.given {
 		s.t.Skipf("this test stops its server, so it cannot use the one at %s=%s", addressVariable, s.Address())
 	}
-	if s.process == nil {
+	if len(s.processes) == 0 {
 		s.t.Fatal("the server is stopped already")
 	}
-	process := s.process
-	s.process = nil
-	if err := process.end(signal); err != nil {
-		s.t.Errorf("%v\n%s", err, process.output())
+	s.endAll(signal)
+}
+
+func (s *Server) endAll(signal syscall.Signal) {
+	processes := s.processes
+	s.processes = nil
+	for _, process := range processes {
+		if err := process.end(signal); err != nil {
+			s.t.Errorf("%v\n%s", err, process.output())
+		}
 	}
 }
 
 // end runs after the test and leaves no process behind.
 func (s *Server) end() {
-	if s.process == nil {
-		return
-	}
-	process := s.process
-	s.process = nil
-	if err := process.end(syscall.SIGTERM); err != nil {
-		s.t.Errorf("%v\n%s", err, process.output())
-	}
+	output := s.output()
+	s.endAll(syscall.SIGTERM)
 	if s.t.Failed() {
-		s.t.Logf("what the server printed:\n%s", process.output())
+		s.t.Logf("what the server printed:\n%s", output)
 	}
 }
 

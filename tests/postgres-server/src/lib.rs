@@ -203,6 +203,15 @@ impl PostgresServer {
         format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port)
     }
 
+    /// What the server has logged so far.
+    ///
+    /// # Errors
+    ///
+    /// If there is no log, since it was never started.
+    pub fn log(&self) -> Result<String> {
+        std::fs::read_to_string(self.folder.path().join("log")).context("the server has no log")
+    }
+
     /// Runs statements as the superuser over the Unix socket, and gives what `psql` prints, unaligned and without titles.
     ///
     /// # Errors
@@ -350,6 +359,96 @@ impl Drop for PostgresServer {
     fn drop(&mut self) {
         // It may have been stopped or killed already.
         drop(self.stop_immediately());
+    }
+}
+
+impl PostgresServer {
+    /// Keeps all tables and indexes that are made from now on on a small disk, and the log of changes elsewhere: so that a
+    /// full disk refuses writes, and does not end the server.
+    ///
+    /// # Errors
+    ///
+    /// If the disk cannot be used.
+    pub fn keep_tables_on(&self, disk: &SmallDisk) -> Result<()> {
+        let folder = disk.folder.path().join("tables");
+        std::fs::create_dir(&folder)?;
+        self.give(&folder)?;
+        self.sql(&format!("CREATE TABLESPACE small LOCATION '{}'", folder.display()))?;
+        self.sql("ALTER SYSTEM SET default_tablespace = 'small'")?;
+        self.sql("SELECT pg_reload_conf()").map(drop)
+    }
+}
+
+/// A disk that can be filled: in memory, unmounted when it is dropped.
+#[derive(Debug)]
+pub struct SmallDisk {
+    /// Where it is mounted.
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// Mounts a disk with room for so many mebibytes. Only root may.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be mounted.
+    pub fn mount(mebibytes: u32) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("disk").tempdir()?;
+        let output = Command::new("mount")
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={mebibytes}m,mode=755"),
+                "small-disk",
+            ])
+            .arg(folder.path())
+            .output()
+            .context("running mount")?;
+        ensure!(
+            output.status.success(),
+            "a small disk could not be mounted, which takes root and a system that lets it: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(Self { folder })
+    }
+
+    /// Fills it to the last byte.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written to for another reason.
+    pub fn fill(&self) -> Result<()> {
+        use std::io::Write as _;
+        let mut file = std::fs::File::options().create(true).append(true).open(self.filler())?;
+        let zeros = vec![0; 4096];
+        loop {
+            match file.write(&zeros) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+                Err(error) => return Err(error).context("filling the disk"),
+            }
+        }
+    }
+
+    /// Makes room again.
+    ///
+    /// # Errors
+    ///
+    /// If it was not filled.
+    pub fn free(&self) -> Result<()> {
+        std::fs::remove_file(self.filler()).context("the disk was not filled")
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.path().join("filler")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A server that still uses it goes first; lazily, since its last process may take a moment to end.
+        drop(Command::new("umount").arg("--lazy").arg(self.folder.path()).status());
     }
 }
 

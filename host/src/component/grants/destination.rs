@@ -25,12 +25,19 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// [`GrantError`] where it is something else, or an address that nobody can connect to.
+    /// [`GrantError`] where it is something else, an address that nobody can connect to, or a range that is written as one of
+    /// its addresses: that grants far more than whoever means the address wants.
     pub fn parse(text: &str) -> Result<Self, GrantError> {
         let range = match text.parse::<IpAddr>() {
             Ok(address) => Some(IpNet::from(address.to_canonical())),
-            Err(_) => text.parse::<IpNet>().ok().map(|range| range.trunc()),
+            Err(_) => text.parse::<IpNet>().ok(),
         };
+        if let Some(range) = range.filter(|range| range.trunc() != *range) {
+            let (meant, address) = (range.trunc(), range.addr());
+            return Err(GrantError::new(format!(
+                "{text} is an address within a range: {meant} is the whole range, {address} the address alone"
+            )));
+        }
         let Some(range) = range else {
             return name(text)
                 .map(Self::Name)
@@ -92,8 +99,23 @@ impl Destination {
     ///
     /// # Errors
     ///
-    /// [`GrantError`] where it is something else.
+    /// [`GrantError`] where it is something else, such as a URL.
     pub fn parse(text: &str) -> Result<Self, GrantError> {
+        // The rest of either may be a password: not shown.
+        match text.split_once("://") {
+            Some((scheme @ ("https" | "http"), _)) => {
+                return Err(GrantError::new(format!(
+                    "{scheme}://… is a URL, which belongs into DATABROKER_PLUGIN_HTTP_ORIGINS"
+                )));
+            }
+            Some((scheme, _)) => {
+                return Err(GrantError::new(format!(
+                    "{scheme}://… is a URL, of which the host and the port alone belong here"
+                )));
+            }
+            None if text.contains('@') => return Err(has_user("an address")),
+            None => {}
+        }
         let (host, port) = text
             .rsplit_once(':')
             .ok_or_else(|| GrantError::new(format!("{text:?} has no port")))?;
@@ -113,6 +135,11 @@ impl fmt::Display for Destination {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}:{}", self.host, self.port)
     }
+}
+
+/// What stands before the @ may be a password: not shown.
+fn has_user(what: &str) -> GrantError {
+    GrantError::new(format!("{what} has no user and no password"))
 }
 
 /// A host; what has colons must stand in brackets.
@@ -153,6 +180,9 @@ impl Origin {
     ///
     /// [`GrantError`] where it is something else: a path is none of an origin's.
     pub fn parse(text: &str) -> Result<Self, GrantError> {
+        if text.contains('@') {
+            return Err(has_user("an origin"));
+        }
         let (scheme, rest) = text
             .split_once("://")
             .ok_or_else(|| GrantError::new(format!("{text:?} does not begin with https:// or http://")))?;
@@ -161,10 +191,6 @@ impl Origin {
             "http" => false,
             _ => return Err(GrantError::new(format!("{text:?} is neither https nor http"))),
         };
-        if rest.contains('@') {
-            // What stands before it may be a password: not shown.
-            return Err(GrantError::new("an origin has no user and no password".to_owned()));
-        }
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#']) {
             return Err(GrantError::new(format!(
@@ -223,7 +249,11 @@ mod tests {
             match (parse(text), expected) {
                 (Ok(read), Ok(expected)) => assert_eq!(read.to_string(), *expected, "{text}"),
                 (Err(error), Err(expected)) => {
-                    assert!(error.to_string().contains(expected), "{text}: {error}");
+                    let error = error.to_string();
+                    assert!(
+                        error.contains(expected) && !error.contains("hunter2"),
+                        "{text}: {error}"
+                    );
                 }
                 (Ok(read), Err(_)) => panic!("{text} was taken, as {read}"),
                 (Err(error), Ok(_)) => panic!("{text}: {error}"),
@@ -241,7 +271,7 @@ mod tests {
                 ("localhost:1", Ok("localhost:1")),
                 ("_pg._tcp.internal:65535", Ok("_pg._tcp.internal:65535")),
                 ("10.0.0.5:5432", Ok("10.0.0.5:5432")),
-                ("10.1.2.3/8:5432", Ok("10.0.0.0/8:5432")),
+                ("10.0.0.0/8:5432", Ok("10.0.0.0/8:5432")),
                 ("10.0.0.5/32:5432", Ok("10.0.0.5:5432")),
                 ("[::1]:5432", Ok("[::1]:5432")),
                 ("[fd00::/8]:5432", Ok("[fd00::/8]:5432")),
@@ -271,7 +301,29 @@ mod tests {
                 ("2130706433:80", Err("neither a host's name")),
                 ("0x7f.0x1:80", Err("neither a host's name")),
                 ("10.0.0.0/33:80", Err("neither a host's name")),
-                ("https://db.example.com:443", Err("has colons")),
+                // An address with the length of its network, as `ip address` shows it, is not the whole network.
+                (
+                    "10.0.0.5/8:5432",
+                    Err(
+                        "10.0.0.5/8 is an address within a range: 10.0.0.0/8 is the whole range, 10.0.0.5 the address alone",
+                    ),
+                ),
+                (
+                    "[fd00::5/8]:5432",
+                    Err("fd00::/8 is the whole range, fd00::5 the address alone"),
+                ),
+                (
+                    "https://db.example.com:443",
+                    Err("https://… is a URL, which belongs into DATABROKER_PLUGIN_HTTP_ORIGINS"),
+                ),
+                (
+                    "postgres://user:hunter2@db.example.com:5432/db",
+                    Err("postgres://… is a URL, of which the host and the port alone"),
+                ),
+                (
+                    "user:hunter2@db.example.com:5432",
+                    Err("an address has no user and no password"),
+                ),
             ],
         );
     }
@@ -293,7 +345,8 @@ mod tests {
                 ("ftp://kv.example.com", Err("neither https nor http")),
                 ("https://kv.example.com/v1", Err("more than a scheme")),
                 ("https://kv.example.com?a", Err("more than a scheme")),
-                ("https://user:pw@kv.example.com", Err("no user and no password")),
+                ("https://user:hunter2@kv.example.com", Err("no user and no password")),
+                ("user:hunter2@kv.example.com", Err("no user and no password")),
                 ("https://", Err("neither a host's name")),
                 ("https://kv.example.com:0", Err("not a port")),
             ],

@@ -26,7 +26,10 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use wasmtime::component::{Linker, Resource};
+use wasmtime_wasi_http::p2::bindings::http::outgoing_handler::Host as _;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::p2::types::{HostFutureIncomingResponse, HostOutgoingRequest};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
 use super::Refused;
@@ -52,7 +55,7 @@ struct Hooks {
     network: Arc<Network>,
     /// Each request that is under way has a clone.
     under_way: Arc<()>,
-    /// How many other things are open, as of the moment in which a request begins.
+    /// How many other things are open, counted when a request begins.
     others: usize,
 }
 
@@ -79,9 +82,30 @@ impl Http {
     }
 }
 
+/// Links outgoing requests: WASI's own, but that what is open is counted before each. What sends them cannot see the table
+/// of handles.
+pub(in crate::component) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    type Handle = (Resource<HostOutgoingRequest>, Option<Resource<RequestOptions>>);
+    type Handled = Result<Resource<HostFutureIncomingResponse>, ErrorCode>;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    linker.allow_shadowing(true);
+    linker.instance("wasi:http/outgoing-handler@0.2.12")?.func_wrap(
+        "handle",
+        |mut store, (request, options): Handle| -> wasmtime::Result<(Handled,)> {
+            let state: &mut State = store.data_mut();
+            state.http.hooks.others = open::count(&mut state.table);
+            match state.http().handle(request, options) {
+                Ok(answer) => Ok((Ok(answer),)),
+                Err(error) => Ok((Err(error.downcast()?),)),
+            }
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        self.http.hooks.others = open::count(&mut self.table);
         WasiHttpCtxView {
             hooks: &mut self.http.hooks,
             table: &mut self.table,

@@ -30,7 +30,7 @@ pub use named::Secret;
 pub use refusals::{REFUSED, Refused};
 
 pub(super) use directory::open_all;
-pub(super) use http::Http;
+pub(super) use http::{Http, link as link_http};
 pub(super) use named::Named;
 pub(super) use network::Network;
 pub(super) use open::MAX_HANDLES;
@@ -118,9 +118,4 @@ pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     open::link(linker)?;
     linker.allow_shadowing(false);
     Ok(())
-}
-
-/// Links outgoing HTTP requests, for a plugin that imports them.
-pub(super) fn link_http(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)
 }

@@ -1,47 +1,18 @@
 //! What a real component gets of what it asks for, with a grant and without.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use self::built::probe;
 use super::{Log, config, descriptors};
 use crate::backend::BackendError;
 use crate::component::{Destination, Directory, Grants, OpenError, Origin, Source, open};
 
-/// `tests/probe`, built once.
-fn probe() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/probe");
-        let mut build = Command::new(env!("CARGO"));
-        build.current_dir(&folder).args([
-            "build",
-            "--release",
-            "--locked",
-            "--target",
-            "wasm32-wasip2",
-            "--target-dir",
-            "target",
-        ]);
-        // What this build sets for itself is not the probe's.
-        for (name, _) in std::env::vars() {
-            if (name.starts_with("CARGO_") && name != "CARGO_HOME")
-                || name.starts_with("RUSTFLAGS")
-                || name.starts_with("RUSTC_")
-            {
-                build.env_remove(name);
-            }
-        }
-        let output = build.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        folder.join("target/wasm32-wasip2/release/probe.wasm")
-    })
-}
+#[path = "../../../tests/probe/mod.rs"]
+mod built;
 
 /// Lets the probe do this, and gives what came of each line.
 async fn ask(grants: Grants, lines: &[&str]) -> Result<Vec<String>, BackendError> {
@@ -349,6 +320,24 @@ async fn what_is_open_at_once_is_bounded() {
         text.contains("kind=\"open\"") && text.contains("DATABROKER_PLUGIN_OPEN"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn http_requests_count_among_what_is_open() {
+    let port = echo().await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("own"), "own").unwrap();
+    let get = format!("get http://127.0.0.1:{port}/");
+    for (most_open, expected) in [(20, "200 hello"), (1, "failed: ErrorCode::ConnectionLimitReached")] {
+        let grants = Grants {
+            // One handle, which is open all the while.
+            directories: vec![Directory::parse(&format!("/data={}", folder.path().display())).unwrap()],
+            http_origins: vec![Origin::parse(&format!("http://127.0.0.1:{port}")).unwrap()],
+            most_open,
+            ..Grants::default()
+        };
+        assert_eq!(ask(grants, &["list /data", &get]).await.unwrap()[1], expected);
+    }
 }
 
 #[tokio::test]

@@ -189,7 +189,7 @@ fn a_name_or_a_path_that_leads_nowhere_is_an_error_that_says_so() {
 
 #[test]
 fn what_a_plugin_is_can_be_read_without_running_it() {
-    assert_eq!(built_ins(), ["memory"]);
+    assert_eq!(built_ins(), ["memory", "postgres"]);
     let inspection = Plugin::inspect(&Source::BuiltIn("memory".to_owned())).unwrap();
     assert_eq!(inspection.name, "memory");
     assert_eq!(inspection.world.as_deref(), Some("databroker:storage/backend@0.1.0"));
@@ -217,8 +217,10 @@ fn what_a_plugin_is_can_be_read_without_running_it() {
 #[test]
 fn a_built_in_plugin_is_loaded_without_compiling() {
     // `is_precompiled` is set where the engine took the machine code as it is, which it does without its compiler.
-    let plugin = Plugin::load(&Source::BuiltIn("memory".to_owned()), None).unwrap();
-    assert!(plugin.is_precompiled());
+    for name in built_ins() {
+        let plugin = Plugin::load(&Source::BuiltIn(name.to_owned()), None).unwrap();
+        assert!(plugin.is_precompiled(), "{name}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod database;
 mod extract;
 mod grants;
 mod guests;
@@ -18,7 +19,7 @@ mod stopping;
 mod supervision;
 
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 
@@ -66,6 +67,15 @@ pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// Takes what is logged from here on, until what is returned is dropped.
     pub(crate) fn record(&self) -> tracing::subscriber::DefaultGuard {
+        // Where there is but one subscriber in the process, whichever thread comes to a line first decides for all of them
+        // whether it is wanted, and most have none. So there are always two.
+        static ANOTHER: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
+            let nowhere = tracing_subscriber::fmt()
+                .with_max_level(tracing::Level::DEBUG)
+                .with_writer(io::sink);
+            nowhere.finish().into()
+        });
+        LazyLock::force(&ANOTHER);
         let log = self.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::DEBUG)

@@ -169,6 +169,15 @@ pub(super) fn explain(error: &io::Error) -> (String, &'static str) {
             "it does not speak TLS".to_owned(),
             "write http:// where it serves plaintext",
         ),
+        // What most people's first `openssl req -x509` makes. Go's clients take it, so that its own databroker may have one.
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(cause)))
+            if cause.0.to_string() == "CaUsedAsEndEntity" =>
+        {
+            (
+                "its certificate is not accepted: it is an authority's, not a server's".to_owned(),
+                "make one with basicConstraints=CA:FALSE there",
+            )
+        }
         Some(rustls::Error::InvalidCertificate(cause)) => {
             let remedy = match cause {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
@@ -324,10 +333,20 @@ mod tests {
 
     /// Connects to 127.0.0.1 where a certificate for a name is served: what the client says of it.
     async fn connect(name: &str, issuer: &Issuer<'static, KeyPair>, trust: Trust) -> Result<(), String> {
+        connect_as(IsCa::NoCa, name, issuer, trust).await
+    }
+
+    async fn connect_as(
+        is_ca: IsCa,
+        name: &str,
+        issuer: &Issuer<'static, KeyPair>,
+        trust: Trust,
+    ) -> Result<(), String> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         let name = rcgen::SanType::DnsName(name.to_owned().try_into().unwrap());
         params.subject_alt_names.push(name);
+        params.is_ca = is_ca;
         let certificate = params.signed_by(&key, issuer).unwrap().der().clone();
         let server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -362,6 +381,15 @@ mod tests {
         };
         assert_eq!(connect("*", &issuer, derived()).await, Ok(()));
         assert_eq!(connect("databroker.internal", &issuer, named()).await, Ok(()));
+        let authority = IsCa::Ca(BasicConstraints::Unconstrained);
+        assert_eq!(
+            connect_as(authority, "databroker.internal", &issuer, named()).await,
+            Err(
+                "its certificate is not accepted: it is an authority's, not a server's: make one with \
+                 basicConstraints=CA:FALSE there"
+                    .to_owned()
+            )
+        );
         let refused = [
             (connect("*", &issuer, usual()).await, "--override-certificate-name"),
             (

@@ -112,7 +112,7 @@ pub(in super::super) static PLUGIN_REPORT_DIR: Key = Key {
     flag: Some("databroker-plugin-report-dir"),
     value: "DIRECTORY",
     help: "Where a file is written each time a plugin stops: the cause, its stack, the calls, its last lines; 20 are kept",
-    reason: "The plugin's author needs it; the log has the same but for the last lines",
-    remedy: "name a directory",
+    reason: "The plugin's author needs it; the log has the same but for the last lines. A directory that is not there is made",
+    remedy: "name a directory that this process can write to",
     ..PLUGIN
 };

@@ -7,7 +7,7 @@ const SECRET: Key = Key {
     group: Group::SharedSecret,
     secret: true,
     changeable: true,
-    remedy: "set it to the value that Pomerium has, base64 of 32 bytes such as `head -c32 /dev/urandom | base64` makes",
+    remedy: "use the value that Pomerium has, base64 of 32 bytes such as `head -c32 /dev/urandom | base64 | tr -d '\\n'` makes",
     ..Key::COMMON
 };
 

@@ -19,7 +19,7 @@ pub(in super::super) static STORAGE_TYPE: Key = Key {
 
 pub(in super::super) static STORAGE_CONNECTION_STRING: Key = Key {
     variable: "DATABROKER_STORAGE_CONNECTION_STRING",
-    help: "What the plugin is told about its store; the plugin says what it takes",
+    help: "Where the store is. For postgres what psql takes, as a URL or as name=value pairs; for another plugin what that says",
     remedy: "write what the plugin's documentation says, as one text",
     secret: true,
     ..STORAGE

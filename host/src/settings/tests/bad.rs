@@ -11,6 +11,7 @@ fn check(folder: &Folder, environment: &[(&str, &str)], begins: &str, holds: &st
         line.starts_with(&format!("{begins}: ")) && line.contains(holds),
         "{environment:?}: {line}"
     );
+    assert!(!line.contains("hunter2"), "shows a secret: {line}");
     for (name, value) in environment {
         let secret = ALL.iter().any(|key| key.variable == *name && key.secret);
         assert!(
@@ -40,10 +41,13 @@ fn each_mistake_says_what_to_do() {
     let secret = ("SHARED_SECRET", SECRET);
     let metrics = ("METRICS_ADDRESS", ":9090");
     let traces = ("OTEL_TRACES_EXPORTER", "otlp");
+    let postgres = ("DATABROKER_STORAGE_TYPE", "postgres");
     let text = base64(std::fs::read(&certificate).unwrap());
     let text_key = base64(std::fs::read(&key).unwrap());
     let cache = folder.0.path().join("cache/not/there").to_str().unwrap().to_owned();
     let shared_secret = file("shared-secret", SECRET.as_bytes());
+    let utf16: Vec<u8> = "\u{feff}AAEC".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let listed = format!("[{{cert: {certificate}, key: {key}}}]");
     let too_long = format!("{}.com", "a".repeat(300));
     // What is set besides, the setting, its value, and what the line holds.
     let cases: Vec<Case<'_>> = vec![
@@ -90,7 +94,7 @@ fn each_mistake_says_what_to_do() {
             vec![],
             "SHARED_SECRET",
             format!("{SECRET}\n"),
-            "contains whitespace: remove the spaces",
+            "contains whitespace: remove the spaces and line ends around it: in a file, `tr -d '[:space:]' <FILE >NEW`",
         ),
         (
             vec![],
@@ -108,7 +112,13 @@ fn each_mistake_says_what_to_do() {
             vec![],
             "SHARED_SECRET",
             "0123456789abcdef0123456789abcde!".into(),
-            "it looks like the bytes themselves",
+            "it looks like the bytes of the secret themselves: write them as base64, as `base64 FILE | tr -d",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET",
+            format!("\u{feff}{SECRET}"),
+            "it begins with a byte order mark",
         ),
         (
             vec![],
@@ -146,7 +156,25 @@ fn each_mistake_says_what_to_do() {
             vec![],
             "SHARED_SECRET_FILE",
             file("raw", &[0xff; 32]),
-            "it holds 32 raw bytes, no text: write them as base64",
+            "it holds 32 raw bytes, no text: it looks like the bytes of the secret themselves: write them as base64",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            file("raw-33", &[0xff; 33]),
+            "it holds 33 raw bytes, no text: use the value that Pomerium has, base64 of 32 bytes such as `head",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            file("mark", format!("\u{feff}{SECRET}").as_bytes()),
+            "\"mark\": it begins with a byte order mark, which some editors write: write it as UTF-8 without one",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            file("utf-16", &utf16),
+            "\"utf-16\": it is UTF-16: save it as UTF-8",
         ),
         (
             vec![secret],
@@ -308,13 +336,43 @@ fn each_mistake_says_what_to_do() {
             vec![],
             "DATABROKER_STORAGE_TYPE",
             "redis".into(),
-            "\"redis\" is not a storage plugin; there is memory",
+            "\"redis\" is not a storage plugin; there is memory, postgres",
         ),
         (
             vec![],
             "DATABROKER_STORAGE_TYPE",
-            "postgres".into(),
-            "that this version has no plugin for; there is memory",
+            "file".into(),
+            "that this version has no plugin for; there is memory, postgres",
+        ),
+        (
+            vec![postgres],
+            "DATABROKER_STORAGE_CONNECTION_STRING",
+            " ".into(),
+            "it is not set, and DATABROKER_STORAGE_TYPE is postgres: say where the database is",
+        ),
+        (
+            vec![postgres],
+            "DATABROKER_STORAGE_CONNECTION_STRING",
+            "postgres://user:hunter2@host/db?sslmode=sometimes".into(),
+            "sslmode in the connection string",
+        ),
+        (
+            vec![postgres],
+            "DATABROKER_STORAGE_CONNECTION_STRING",
+            "hunter2".into(),
+            "the connection string is malformed",
+        ),
+        (
+            vec![postgres],
+            "DATABROKER_STORAGE_CONNECTION_STRING_FILE",
+            file("malformed-dsn", b"postgres://user:hunter2@host/db?sslmode=sometimes\n"),
+            "sslmode in the connection string",
+        ),
+        (
+            vec![postgres],
+            "DATABROKER_STORAGE_CONNECTION_STRING_FILE",
+            "/nowhere/at/all".into(),
+            "cannot read it",
         ),
         (
             vec![],
@@ -332,7 +390,7 @@ fn each_mistake_says_what_to_do() {
             vec![],
             "DATABROKER_STORAGE_CONNECTION_STRING_FILE",
             file("dsn", &[0xff]),
-            "1 raw bytes, no text",
+            "1 raw bytes, no text: write what the plugin's documentation says",
         ),
         (
             vec![],
@@ -409,6 +467,18 @@ fn each_mistake_says_what_to_do() {
             "DATABROKER_PLUGIN_RESTARTS",
             "often".into(),
             "\"often\" is not a number",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_REPORT_DIR",
+            key.clone(),
+            "\"own.key\": it is not a directory: name a directory that this process can write to",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_REPORT_DIR",
+            format!("{key}/below"),
+            "\"own.key\": it is not a directory",
         ),
         (
             vec![],
@@ -662,13 +732,37 @@ fn each_mistake_says_what_to_do() {
             vec![],
             "DATABROKER_PLUGIN_SECRETS",
             "password=/does/not/exist".into(),
-            "cannot read it: No such file",
+            "\"password\": \"/does/not/exist\": cannot read it: No such file",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_SECRETS",
+            "password=hunter2".into(),
+            "the file of \"password\": cannot read it: No such file",
         ),
         (
             vec![("SHARED_SECRET_FILE", &shared_secret)],
             "DATABROKER_PLUGIN_SECRETS",
             format!("stolen={shared_secret}"),
-            "which no plugin sees: grant the plugin a secret of its own",
+            "is this process's own (SHARED_SECRET_FILE), which no plugin sees: grant the plugin a file of its own",
+        ),
+        (
+            vec![("CERTIFICATE_FILE", &certificate), ("CERTIFICATE_KEY_FILE", &key)],
+            "DATABROKER_PLUGIN_SECRETS",
+            format!("stolen={key}"),
+            "is this process's own (CERTIFICATE_KEY_FILE)",
+        ),
+        (
+            vec![("CERTIFICATES", &listed)],
+            "DATABROKER_PLUGIN_SECRETS",
+            format!("stolen={key}"),
+            "is this process's own (CERTIFICATES)",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_SECRETS",
+            "stolen=/proc/self/environ".into(),
+            "\"/proc/self/environ\" is of the system or of this process itself, which no plugin sees",
         ),
         (
             vec![],
@@ -726,6 +820,18 @@ fn each_mistake_says_what_to_do() {
         ),
         (
             vec![],
+            "DATABROKER_PLUGIN_ADDRESSES",
+            "https://user:hunter2@db.example.com:443".into(),
+            "a URL, which belongs into DATABROKER_PLUGIN_HTTP_ORIGINS: write a list such as",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_ADDRESSES",
+            "10.0.0.5/8:5432".into(),
+            "10.0.0.0/8 is the whole range, 10.0.0.5 the address alone: write a list such as",
+        ),
+        (
+            vec![],
             "DATABROKER_PLUGIN_HTTP_ORIGINS",
             "https://user:hunter2@kv.example.com".into(),
             "no user and no password: write a list",
@@ -743,12 +849,7 @@ fn each_mistake_says_what_to_do() {
         check(&folder, &environment, name, holds);
     }
     // What these say cannot be judged before they are used.
-    let unchecked = [
-        "DATABROKER_PLUGIN_CACHE_DIR",
-        "DATABROKER_PLUGIN_REPORT_DIR",
-        "DATABROKER_RECORD_DESCRIPTORS",
-        "DATABROKER_STORAGE_CONNECTION_STRING",
-    ];
+    let unchecked = ["DATABROKER_PLUGIN_CACHE_DIR", "DATABROKER_RECORD_DESCRIPTORS"];
     for key in ALL {
         let covered = cases.iter().any(|(_, name, _, _)| *name == key.variable);
         assert!(
@@ -771,6 +872,24 @@ fn each_mistake_says_what_to_do() {
         );
         assert!(!line.contains("hunter2"), "{line}");
     }
+}
+
+/// The file that says what a plugin is granted may hold the shared secret.
+#[test]
+fn the_configuration_file_is_no_secret_of_a_plugin() {
+    let folder = Folder::new();
+    let config = folder.0.path().join("config.yaml");
+    let mistakes = folder.read(
+        "log_level: info\n",
+        &[("DATABROKER_PLUGIN_SECRETS", &format!("stolen={}", config.display()))],
+    );
+    assert_eq!(
+        mistakes.map(|_| ()).unwrap_err(),
+        [
+            "DATABROKER_PLUGIN_SECRETS: \"stolen\": \"config.yaml\" is this process's own (the configuration file), which no plugin \
+          sees: grant the plugin a file of its own"
+        ]
+    );
 }
 
 #[test]
@@ -796,7 +915,7 @@ fn an_address_for_others_needs_a_secret() {
         &folder,
         &[("GRPC_INSECURE", "true"), ("GRPC_ADDRESS", ":5443")],
         "SHARED_SECRET",
-        "it is not set: set it to the value that Pomerium has",
+        "it is not set: use the value that Pomerium has",
     );
     check(
         &folder,

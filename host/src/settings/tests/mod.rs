@@ -118,8 +118,13 @@ fn nothing_set_serves_this_machine_with_a_secret_of_its_own() {
     assert!(settings.secrets.generated && settings.secrets.previous.is_none());
     assert!(settings.tls.is_none());
     assert_eq!(settings.storage.plugin, component::Source::BuiltIn("memory".to_owned()));
-    assert_eq!(settings.history, Duration::from_secs(3600));
-    assert_eq!(settings.clean_interval, Duration::from_secs(60));
+    assert_eq!(settings.broker.history, Duration::from_secs(3600));
+    assert_eq!(settings.broker.clean_interval, Duration::from_secs(60));
+    // The parts say themselves what they are by default, for whoever uses them without settings.
+    assert_eq!(
+        settings.storage,
+        component::Config::new(settings.storage.plugin.clone())
+    );
     assert_eq!(settings.grace_period, Duration::from_secs(10));
     assert_eq!((settings.max_connections, settings.max_streams), (1024, 8192));
     assert_eq!(settings.tls_reload_interval, Duration::from_secs(10));

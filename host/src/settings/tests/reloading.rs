@@ -120,3 +120,34 @@ fn certificates_can_change_and_tls_cannot_begin_or_end() {
     assert_eq!(changes(&mut plain, &with(&one, &one_key)).0, Vec::<&str>::new());
     assert!(plain.tls.is_none());
 }
+
+#[test]
+fn another_database_needs_a_restart() {
+    let folder = Folder::new();
+    let path = folder.file("dsn", "postgres://user:one@host/db");
+    let environment = [
+        ("DATABROKER_STORAGE_TYPE", "postgres"),
+        ("DATABROKER_STORAGE_CONNECTION_STRING_FILE", path.as_str()),
+    ];
+    let mut settings = good(&environment);
+    assert_eq!(changes(&mut settings, &environment), (vec![], vec![]));
+    // Another password, in the same file.
+    folder.file("dsn", "postgres://user:two@host/db");
+    assert_eq!(
+        changes(&mut settings, &environment),
+        (vec![], vec!["DATABROKER_STORAGE_CONNECTION_STRING_FILE"])
+    );
+    let text = [
+        ("DATABROKER_STORAGE_TYPE", "postgres"),
+        ("DATABROKER_STORAGE_CONNECTION_STRING", "postgres://user:two@host/db"),
+    ];
+    let named = vec![
+        "DATABROKER_STORAGE_CONNECTION_STRING",
+        "DATABROKER_STORAGE_CONNECTION_STRING_FILE",
+    ];
+    assert_eq!(changes(&mut settings, &text), (vec![], named));
+    assert_eq!(
+        settings.storage.connection_string.as_deref(),
+        Some("postgres://user:one@host/db")
+    );
+}

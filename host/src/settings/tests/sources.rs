@@ -4,6 +4,8 @@ use super::*;
 
 #[test]
 fn pomeriums_environment_is_taken() {
+    let folder = Folder::new();
+    let reports = folder.0.path().join("made/with/the/first");
     let settings = good(&[
         ("GRPC_ADDRESS", ":5443"),
         ("GRPC_INSECURE", "true"),
@@ -21,7 +23,7 @@ fn pomeriums_environment_is_taken() {
         ("DATABROKER_PLUGIN_TURN_TIME", "2s"),
         ("DATABROKER_PLUGIN_CALLS", "7"),
         ("DATABROKER_PLUGIN_RESTARTS", "0"),
-        ("DATABROKER_PLUGIN_REPORT_DIR", "/var/reports"),
+        ("DATABROKER_PLUGIN_REPORT_DIR", reports.to_str().unwrap()),
         ("DATABROKER_RECORD_DESCRIPTORS", "/etc/x.binpb"),
         ("SHUTDOWN_GRACE_PERIOD", "0s"),
         ("GRPC_MAX_CONNECTIONS", "7"),
@@ -55,9 +57,9 @@ fn pomeriums_environment_is_taken() {
     assert_eq!((limits.memory_bytes, limits.calls), (64 << 20, 7));
     assert_eq!(limits.turn, Duration::from_secs(2));
     assert_eq!(settings.storage.restarts.most, 0);
-    assert_eq!(settings.storage.report_dir, Some("/var/reports".into()));
-    assert_eq!(settings.history, Duration::from_secs(90 * 60));
-    assert_eq!(settings.clean_interval, Duration::from_secs(90));
+    assert_eq!(settings.storage.report_dir, Some(reports));
+    assert_eq!(settings.broker.history, Duration::from_secs(90 * 60));
+    assert_eq!(settings.broker.clean_interval, Duration::from_secs(90));
     assert_eq!(settings.grace_period, Duration::ZERO);
     assert_eq!((settings.max_connections, settings.max_streams), (7, 70));
     assert_eq!(settings.record_descriptors, Some("/etc/x.binpb".into()));
@@ -104,7 +106,7 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
     assert_eq!(settings.address.port(), 2);
     // An empty variable is none, so that the file counts; an empty flag is meant.
     assert_eq!(settings.grace_period, Duration::from_secs(3));
-    assert_eq!(settings.history, Duration::from_secs(3600));
+    assert_eq!(settings.broker.history, Duration::from_secs(3600));
 }
 
 #[test]
@@ -388,6 +390,27 @@ fn doubts_about_certificates_are_told() {
         folder.notices(&settings),
         ["CERTIFICATE_KEY_FILE: \"own.key\": users other than its owner can read this key: chmod 600"]
     );
+    // Whoever has made a certificate may not know that it is not served.
+    let content = format!("grpc_insecure: true\ncertificates:\n- cert: {certificate}\n  key: {key}\n");
+    let settings = folder.good(
+        &content,
+        &[("CERTIFICATE_FILE", &certificate), ("CERTIFICATE_KEY_FILE", &key)],
+    );
+    let ignored = |place: &str| {
+        let place = format!("{place}: \"own.crt\"");
+        let insecure = "config.yaml:1:1: grpc_insecure";
+        Notice::Warning(format!(
+            "{place}: this certificate is not used, since TLS is turned off ({insecure}): delete one of the two"
+        ))
+    };
+    let notices = settings.notices.iter().map(|notice| match notice {
+        Notice::Warning(text) => Notice::Warning(folder.shortened(text)),
+        other => other.clone(),
+    });
+    assert_eq!(
+        notices.collect::<Vec<_>>(),
+        [ignored("config.yaml:3:3: certificates"), ignored("CERTIFICATE_FILE")]
+    );
 }
 
 #[test]
@@ -543,4 +566,26 @@ fn a_plugins_secret_that_others_can_read_is_a_warning() {
             .any(|notice| notice.contains("DATABROKER_PLUGIN_SECRETS") && notice.contains("chmod 600")),
         "{notices:?}"
     );
+}
+
+#[test]
+fn a_database_beside_the_memory_plugin_is_told_and_passed_over() {
+    for text in ["postgres://user:hunter2@host/db", "host=db user=x password=hunter2"] {
+        let settings = good(&[("DATABROKER_STORAGE_CONNECTION_STRING", text)]);
+        assert_eq!(settings.storage.connection_string, None, "{text}");
+        let [Notice::Warning(warning)] = &settings.notices[..] else {
+            panic!("{text}: {:?}", settings.notices)
+        };
+        assert!(
+            warning.starts_with("DATABROKER_STORAGE_CONNECTION_STRING: ") && warning.contains("postgres"),
+            "{warning}"
+        );
+        assert!(!warning.contains("hunter2"), "{warning}");
+    }
+    // Its own is handed on, and what is neither is for the plugin to refuse.
+    for text in ["memory://?budget=64MiB", "nonsense://"] {
+        let settings = good(&[("DATABROKER_STORAGE_CONNECTION_STRING", text)]);
+        assert_eq!(settings.storage.connection_string.as_deref(), Some(text));
+        assert_eq!(settings.notices, []);
+    }
 }

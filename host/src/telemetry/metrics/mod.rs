@@ -7,6 +7,7 @@
 //! value that a client can choose at will.
 
 mod calls;
+mod database;
 mod histogram;
 mod lag;
 mod page;
@@ -32,6 +33,7 @@ use prometheus_client::encoding::{DescriptorEncoder, prometheus_text};
 use prometheus_client::registry::Registry;
 
 pub use calls::{Calls, CountedCall};
+pub use histogram::{DURATIONS, Histogram, Reading};
 pub use lag::{Lag, Owed};
 pub use refused::{Refusal, Refused};
 pub use storage::{Function, Functions, Storage};
@@ -185,6 +187,9 @@ impl Metrics {
         let runtime = self.backend.get().and_then(Weak::upgrade);
         let runtime = runtime.map(|backend| backend.runtime()).unwrap_or_default();
         self.storage.encode(page, &runtime)?;
+        if let Some(database) = &runtime.database {
+            database::encode(page, database)?;
+        }
         if let Some(lost) = self.log_lines_lost.get() {
             page.counter(
                 "databroker_log_lines_dropped",

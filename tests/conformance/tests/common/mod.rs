@@ -39,12 +39,22 @@ impl Server {
         descriptors: Arc<Descriptors>,
         config: broker::Config,
     ) -> Self {
+        Self::with_secret(&SharedSecret::generate(), backend, info, descriptors, config).await
+    }
+
+    /// The same, with the secret that other servers of the same store have.
+    pub async fn with_secret(
+        shared_secret: &SharedSecret,
+        backend: Arc<dyn Backend>,
+        info: StoreInfo,
+        descriptors: Arc<Descriptors>,
+        config: broker::Config,
+    ) -> Self {
         let settings = Settings {
             history: (config.history <= HISTORY).then_some(config.history),
             clean_interval: (config.clean_interval <= CLEAN_INTERVAL).then_some(config.clean_interval),
             service_ttl: (config.service_ttl <= SERVICE_TTL).then_some(config.service_ttl),
         };
-        let shared_secret = SharedSecret::generate();
         let broker = Broker::start(backend, info, config, descriptors)
             .await
             .expect("a broker");
@@ -53,7 +63,7 @@ impl Server {
         let target = Target::new(&address, &shared_secret.to_base64(), settings).expect("a target");
         let instruments = Instruments::default();
         let config = server::Config {
-            guard: Guard::new(&shared_secret, Arc::clone(&instruments.metrics)),
+            guard: Guard::new(shared_secret, Arc::clone(&instruments.metrics)),
             grace_period: watch::channel(Duration::from_secs(10)).1,
             tls: None,
             limits: server::Limits {

@@ -44,7 +44,7 @@ pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
             // Text that has to be read, escaped and written again.
             let json = format!(
                 r#"{{"@type":"type.googleapis.com/google.protobuf.StringValue","value":"{}"}}"#,
-                r"\n".repeat(4 << 20)
+                r"\n".repeat(256 << 10)
             );
             loop {
                 let _ = black_box(protobuf::from_json(std::slice::from_ref(&json)));
@@ -54,6 +54,7 @@ pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
         Misbehaviour::NeverAnswers => loop {
             yield_async().await;
         },
+        Misbehaviour::WaitsForEver => std::future::pending().await,
         Misbehaviour::MemoryBomb => loop {
             leak(LEAK);
         },
@@ -92,6 +93,7 @@ pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
         Misbehaviour::LeakedFiles => return reach::leak_files(),
         Misbehaviour::PathsOutside => return reach::paths(),
         Misbehaviour::AddressesOutside => return reach::addresses(),
+        Misbehaviour::OriginsOutside => return reach::origins(),
         Misbehaviour::NamesOutside => return reach::names(),
         _ => {}
     }

@@ -36,6 +36,8 @@ misbehaviours! {
     BlocksForEver = "blocks-for-ever",
     /// Gives others their turn, and never answers.
     NeverAnswers = "never-answers",
+    /// Waits, and lets others have their turn, for what never comes.
+    WaitsForEver = "waits-for-ever",
     // Memory.
     /// Takes memory until there is none.
     MemoryBomb = "memory-bomb",
@@ -126,6 +128,8 @@ misbehaviours! {
     PathsOutside = "paths-outside",
     /// Connects to addresses and looks up names that it was not granted.
     AddressesOutside = "addresses-outside",
+    /// Sends HTTP requests to origins that it was not granted.
+    OriginsOutside = "origins-outside",
     /// Asks for settings and secrets that it was not granted.
     NamesOutside = "names-outside",
     // What it says.

@@ -1,12 +1,15 @@
 //! Attempts to reach what was not granted. Each that succeeds is told in the error of the call; where none does, the call goes
 //! on as if nothing had been.
 //!
-//! The operator grants the directory `/data` to read, the setting `port`, the secret `granted`, and connections to the name in
-//! the setting `name`, which leads to an address that a name must not lead to.
+//! The operator grants the directory `/data` to read, the setting `port`, the secret `granted`, and connections and HTTP
+//! requests to the name in the setting `name`, which leads to an address that a name must not lead to.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
+
+use wasip2::http::outgoing_handler;
+use wasip2::http::types::{Fields, Method, OutgoingRequest, Scheme};
 
 use crate::bindings::databroker::storage::config;
 use crate::bindings::databroker::storage::types::Error;
@@ -128,6 +131,60 @@ pub fn addresses() -> Result<(), Error> {
         reached.push("UDP".to_owned());
     }
     told(reached)
+}
+
+/// Sends HTTP requests beyond what is granted.
+pub fn origins() -> Result<(), Error> {
+    let Some(port) = config::get_setting("port") else {
+        return told(vec!["nothing: the setting `port` is not there".to_owned()]);
+    };
+    let name = config::get_setting("name").unwrap_or_default();
+    let authorities = [
+        format!("127.0.0.1:{port}"),
+        format!("localhost:{port}"),
+        format!("[::1]:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+        format!("0.0.0.0:{port}"),
+        format!("127.1:{port}"),
+        format!("2130706433:{port}"),
+        "169.254.169.254".to_owned(),
+        "metadata.google.internal".to_owned(),
+        format!("{name}:1"),
+        format!("{name}.:{port}"),
+        format!("user:password@{name}:{port}"),
+        format!("{name}:{port}@127.0.0.1:{port}"),
+        // Granted, but for where it leads to.
+        format!("{name}:{port}"),
+        String::new(),
+    ];
+    let mut reached = Vec::new();
+    for authority in authorities {
+        for (scheme, scheme_name) in [(Scheme::Http, "http"), (Scheme::Https, "https")] {
+            for method in [Method::Get, Method::Connect] {
+                if answers(&scheme, &method, &authority) {
+                    reached.push(format!("{method:?} {scheme_name}://{authority}"));
+                }
+            }
+        }
+    }
+    told(reached)
+}
+
+/// Whether a request is answered, with whatever.
+fn answers(scheme: &Scheme, method: &Method, authority: &str) -> bool {
+    let request = OutgoingRequest::new(Fields::new());
+    let is_taken = request.set_method(method).is_ok()
+        && request.set_scheme(Some(scheme)).is_ok()
+        && request.set_authority(Some(authority)).is_ok()
+        && request.set_path_with_query(Some("/")).is_ok();
+    if !is_taken {
+        return false;
+    }
+    let Ok(answer) = outgoing_handler::handle(request, None) else {
+        return false;
+    };
+    answer.subscribe().block();
+    matches!(answer.get(), Some(Ok(Ok(_))))
 }
 
 /// Asks for settings and secrets of others, and of the host.

@@ -71,6 +71,7 @@ async fn nothing_that_a_plugin_does_harms_anybody_else() {
             continue;
         }
         log.take();
+        site.take_reports();
         let outcome = contain(*misbehaviour, &guest, &site, &log).await;
         let logged = log.take();
         if let Err(why) = outcome {
@@ -115,7 +116,23 @@ async fn contain(misbehaviour: Misbehaviour, guest: &Path, site: &Site, log: &Lo
     let stand = Stand::start(opened.map_err(|error| error.to_string())?).await;
     provoke_among_others(misbehaviour, &row, &stand, log).await?;
     let ended = stand.stop().await;
-    ended.map_err(|error| format!("it did not end in order: {error}"))
+    ended.map_err(|error| format!("it did not end in order: {error}"))?;
+    one_report(&row, &site.take_reports())
+}
+
+/// Looks for what was kept of an instance that has ended.
+fn one_report(row: &Row, reports: &[String]) -> Result<(), String> {
+    if !row.replaced {
+        return expect(reports.is_empty(), || format!("{} reports of nothing", reports.len()));
+    }
+    let [report] = reports else {
+        return Err(format!("{} reports instead of one", reports.len()));
+    };
+    let parts = [row.says, "calls under way:\nget", "\nstack:\n", "\nlast lines:\n"];
+    let missing = parts.iter().find(|part| !report.contains(**part));
+    expect(missing.is_none(), || {
+        format!("{missing:?} is not in the report {report:?}")
+    })
 }
 
 async fn provoke_among_others(misbehaviour: Misbehaviour, row: &Row, stand: &Stand, log: &Log) -> Result<(), String> {
@@ -173,10 +190,17 @@ async fn provoke_among_others(misbehaviour: Misbehaviour, row: &Row, stand: &Sta
     honest.write().await?;
     let after = stand.metric(row.metric);
     expect(after > before, || format!("{} is {after} and was {before}", row.metric))?;
-    expect(stand.metric("plugin_up") == 1.0, || {
+    let logged = log.take();
+    // What was too busy to answer when it was last asked is down until it is asked again.
+    let up = async {
+        while stand.metric("plugin_up") != 1.0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    expect(tokio::time::timeout(PATIENCE, up).await.is_ok(), || {
         "the plugin is told to be down".to_owned()
     })?;
-    one_line(row, &log.take())
+    one_line(row, &logged)
 }
 
 /// What a caller is told who provokes the plugin; each of them, where there are several.

@@ -134,8 +134,11 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
             ..end("computed for more than 500ms without giving other calls their turn")
         },
         M::CostlyHostCalls => end("computed for more than 500ms in one call"),
-        M::BlocksForEver => end("it waited in the host for more than 1s without giving other calls their turn"),
+        M::BlocksForEver => {
+            end("it was in a call of the host's for more than 1s without giving other calls their turn")
+        }
         M::NeverAnswers => end("computed for more than 500ms in one call"),
+        M::WaitsForEver => end("a call of `get` took longer than 2s"),
         M::MemoryBomb => end("memory beyond its limit"),
         M::MemoryGrownSlowly => Row {
             provocation: P::Gets,
@@ -154,6 +157,10 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
         M::AddressesOutside => refused(
             &["refused what it is not granted", r#"kind="address""#],
             r#"plugin_refusals_total{kind="address"}"#,
+        ),
+        M::OriginsOutside => refused(
+            &["refused what it is not granted", r#"kind="origin""#],
+            r#"plugin_refusals_total{kind="origin"}"#,
         ),
         M::NamesOutside => refused(
             &["refused what it is not granted", r#"kind="secret""#],
@@ -237,6 +244,7 @@ pub fn refusal(binary: Binary) -> (&'static [&'static str], bool) {
         Binary::TrapAtStart => (&["does not start", "out of bounds"], true),
         Binary::TableBomb => (&["does not start", "table"], true),
         Binary::ManyTables => (&["does not start", "table"], true),
+        Binary::TableGrown => (&["cannot open its store", "unreachable"], true),
         Binary::LargeMemory => (&["does not start", "memory"], true),
     }
 }

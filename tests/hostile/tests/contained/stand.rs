@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use databroker_host::broker::{self, Broker};
-use databroker_host::component::{self, Destination, Directory, Grants, Limits, OpenError, Restarts, Source};
+use databroker_host::component::{self, Destination, Directory, Grants, Limits, OpenError, Origin, Restarts, Source};
 use databroker_host::data::Descriptors;
 use databroker_host::grpc::auth::{Guard, METADATA_KEY, token};
 use databroker_host::server::{self, ServerError};
@@ -79,6 +79,23 @@ impl Site {
         self.folder.path().join("cache")
     }
 
+    /// Where reports are kept.
+    fn reports(&self) -> PathBuf {
+        self.folder.path().join("reports")
+    }
+
+    /// The reports since the last time.
+    pub fn take_reports(&self) -> Vec<String> {
+        let files = fs::read_dir(self.reports()).into_iter().flatten();
+        let paths = files.map(|file| file.expect("a file").path());
+        let take = |path: PathBuf| {
+            let text = fs::read_to_string(&path).expect("a report");
+            fs::remove_file(path).expect("a report that can be removed");
+            text
+        };
+        paths.map(take).collect()
+    }
+
     /// True where nobody has connected.
     pub fn is_untouched(&self) -> bool {
         self.listener.accept().is_err()
@@ -91,6 +108,7 @@ impl Site {
         let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let name = name.trim().to_owned();
         let addresses = Destination::parse(&format!("{name}:{port}")).into_iter().collect();
+        let origins = ["http", "https"].map(|scheme| Origin::parse(&format!("{scheme}://{name}:{port}")));
         Grants {
             settings: [("port".to_owned(), port.to_string()), ("name".to_owned(), name)].into(),
             secrets: [("granted".to_owned(), self.folder.path().join("granted"))].into(),
@@ -100,6 +118,7 @@ impl Site {
                 writable: false,
             }],
             addresses,
+            http_origins: origins.into_iter().flatten().collect(),
             ..Grants::default()
         }
     }
@@ -121,6 +140,7 @@ pub async fn open(
     let config = component::Config {
         connection_string: Some(connection_string.to_owned()),
         cache_dir: Some(site.cache()),
+        report_dir: Some(site.reports()),
         grants: site.grants(),
         limits,
         restarts: Restarts {
