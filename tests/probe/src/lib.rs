@@ -32,10 +32,14 @@ fn ask(line: &str) -> Result<String, String> {
             let Some(secret) = config::get_secret(rest) else {
                 return Ok("None".to_owned());
             };
-            secret.reveal().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            secret
+                .reveal()
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         }
         "read" => fs::read_to_string(rest).map_err(kind),
-        "list" => fs::read_dir(rest).map(|entries| entries.count().to_string()).map_err(kind),
+        "list" => fs::read_dir(rest)
+            .map(|entries| entries.count().to_string())
+            .map_err(kind),
         "write" => fs::write(rest, "written").map(|()| "written".to_owned()).map_err(kind),
         "remove" => fs::remove_file(rest).map(|()| "removed".to_owned()).map_err(kind),
         // Opens one file until it fails, and says how often it was opened.
