@@ -1,2 +1,4 @@
+//! For libFuzzer: requests of gRPC. What must hold is in `tests/fuzz`.
+
 #![no_main]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| databroker_fuzz::feed("request", bytes));

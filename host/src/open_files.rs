@@ -6,8 +6,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How many are kept for what is no connection of gRPC: the plugin's files and sockets, probes and scrapes, 64 of each
-/// at most, the log, and the runtime's own.
+/// How many are kept for what is neither a connection of gRPC nor what a plugin is granted: probes and scrapes, 64 of each at
+/// most, a database's pool, the log, and the runtime's own.
 const KEPT: u64 = 256;
 
 /// More than anybody needs; where there is no limit, or one of a billion, this is taken.
@@ -33,10 +33,13 @@ pub fn raise() -> u64 {
     }
 }
 
-/// How many connections there may be, of those that are wanted, under a limit of open files. Where the limit is very
-/// low, half of it is kept.
-pub fn connections(wanted: usize, limit: u64) -> usize {
-    let left = limit.saturating_sub(KEPT.min(limit / 2)).max(1);
+/// How many connections there may be, of those that are wanted, under a limit of open files, where the plugin may have so many
+/// of its own. Where the limit is very low, half of it is kept.
+pub fn connections(wanted: usize, limit: u64, of_plugin: usize) -> usize {
+    let of_plugin = u64::try_from(of_plugin).unwrap_or(u64::MAX);
+    let left = limit
+        .saturating_sub(KEPT.saturating_add(of_plugin).min(limit / 2))
+        .max(1);
     wanted.min(usize::try_from(left).unwrap_or(usize::MAX))
 }
 
@@ -46,14 +49,21 @@ mod tests {
 
     #[test]
     fn a_part_is_kept_for_what_is_no_connection() {
-        for (wanted, limit, expected) in [
-            (1024, 524_288, 1024),
-            (1024, 1024, 768),
-            (2000, 4096, 2000),
-            (1024, 64, 32),
-            (1024, 0, 1),
+        for (wanted, limit, of_plugin, expected) in [
+            (1024, 524_288, 0, 1024),
+            (1024, 1024, 0, 768),
+            (1024, 1024, 100, 668),
+            (1024, 1024, 256, 512),
+            (1024, 1024, usize::MAX, 512),
+            (2000, 4096, 256, 2000),
+            (1024, 64, 0, 32),
+            (1024, 0, 0, 1),
         ] {
-            assert_eq!(connections(wanted, limit), expected, "{wanted} of {limit}");
+            assert_eq!(
+                connections(wanted, limit, of_plugin),
+                expected,
+                "{wanted} of {limit} beside {of_plugin}"
+            );
         }
     }
 

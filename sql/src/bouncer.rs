@@ -24,7 +24,9 @@ pub(crate) async fn is_between(connector: &Connector, first: &mut PgConnection) 
         let inside = process(&mut second).await?;
         let again = process(first).await?;
         sqlx::raw_sql("ROLLBACK").execute(&mut second).await?;
-        if inside == outside || outside != again {
+        // Where processes are taken in turn, and there are two, none of the above meets another one.
+        let after = process(&mut second).await?;
+        if inside == outside || outside != again || inside != after {
             found = true;
             break;
         }

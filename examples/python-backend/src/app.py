@@ -59,7 +59,8 @@ class Store(exports.Store):
 
     @override
     async def put(self, batches: list[list[Change]], now: int) -> PutResult:
-        return PutResult(self.records.server_version, self.records.put(batches, now))
+        # Nobody else sets options in this store, so that the host need not be told of a change.
+        return PutResult(self.records.server_version, None, self.records.put(batches, now))
 
     @override
     async def get(self, keys: list[Key]) -> list[Record | None]:

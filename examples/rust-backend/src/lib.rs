@@ -88,6 +88,8 @@ impl Guest for Backend {
             let mut room = store::ANSWER_BYTES;
             PutResult {
                 server_version: store.position().server_version,
+                // Nobody else sets options in this store.
+                options_revision: None,
                 batches: batches
                     .into_iter()
                     .map(|batch| store.put(batch, now, &mut room))

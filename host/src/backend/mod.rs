@@ -214,6 +214,8 @@ pub enum Operation {
 pub struct PutResult {
     /// The server version that the batches were written under.
     pub server_version: u64,
+    /// What [`Observed`] would have said of the options, if the store tells. Only of use where others set options too.
+    pub options_revision: Option<u64>,
     /// One result per batch: the outcomes of its steps, or why it was refused.
     pub batches: Vec<Result<Vec<Outcome>, Refusal>>,
 }
@@ -268,6 +270,9 @@ pub struct ScanRequest {
     pub record_type: Option<String>,
     /// Narrows the scan.
     pub hint: Option<Hint>,
+    /// Narrows it too: a predicate in the path language of SQL/JSON over the JSON form of the data, with which records of the
+    /// type may be left out. See [`Filter::condition`](crate::filter::Filter::condition).
+    pub condition: Option<String>,
     /// Continues after this key.
     pub after: Option<Key>,
     /// The bounds of the page.

@@ -96,10 +96,15 @@ impl Backend for Native {
 
     async fn put(&self, batches: Vec<Batch>, now: Timestamp) -> Result<PutResult, BackendError> {
         let batches = batches.into_iter().map(to_batch).collect::<Result<Vec<_>, _>>()?;
-        let result = self.store.lock().put(batches, now.0, &*self.descriptors, &|_| true);
+        let (result, options_revision) = {
+            let mut store = self.store.lock();
+            let result = store.put(batches, now.0, &*self.descriptors, &|_| true);
+            (result, store.observed().options_revision)
+        };
         self.changed.notify_waiters();
         Ok(PutResult {
             server_version: result.server_version,
+            options_revision: Some(options_revision),
             batches: result.batches.into_iter().map(from_batch_result).collect(),
         })
     }

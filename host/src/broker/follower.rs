@@ -1,4 +1,5 @@
-//! Follows a shared store: what other hosts write reaches the hub by reading the change log, in the log's order.
+//! Follows a shared store: what other hosts write reaches the hub by reading the change log, in the log's order. So does
+//! what this host writes, unless nothing was written between the hub's newest change and it.
 //!
 //! An exclusive store has no need of this: its hub is fed from the results of the writer's own calls. Only where the writer
 //! does not know what came of a call does it read the log in the same way.
@@ -69,11 +70,16 @@ impl Follower {
         if is_new(|observed| observed.services_revision) {
             self.services.send_replace(());
         }
-        catch_up(&*self.backend, &self.hub).await?;
+        // What this host has written itself is there already, mostly.
+        let (server_version, latest_version) = self.hub.position();
+        if server_version != now.server_version || latest_version < now.latest_version {
+            catch_up(&*self.backend, &self.hub).await?;
+        }
         let (server_version, latest_version) = self.hub.position();
         *seen = Some(Observed {
             server_version,
-            latest_version,
+            // The hub may know more than a store that has just lost it.
+            latest_version: latest_version.min(now.latest_version),
             ..now
         });
         Ok(())
@@ -118,7 +124,7 @@ pub async fn catch_up(backend: &dyn Backend, hub: &Hub) -> Result<(), BackendErr
         }
         let through = page.through;
         let changes = page.records.into_iter().map(|record| Arc::new(Change::new(record)));
-        hub.publish(changes.collect(), through);
+        hub.publish(server_version, changes.collect(), through);
         if through >= page.position.latest_version || through <= latest_version {
             return Ok(());
         }

@@ -169,11 +169,29 @@ impl Hub {
         self.state.lock().options_revision
     }
 
-    /// Adds changes, ascending and newer than any before, and wakes the streams that they concern. `through` is how far
-    /// the log has been read; at least the last change's version.
-    pub fn publish(&self, changes: Vec<Arc<Change>>, through: Version) {
+    /// Adds changes, ascending, and wakes the streams that they concern. `through` is how far the log has been read; at
+    /// least the last change's version. Those that are here already, and all of another content, are left out.
+    pub fn publish(&self, server_version: u64, changes: Vec<Arc<Change>>, through: Version) {
         let mut state = self.state.lock();
-        let state = &mut *state;
+        if state.server_version == server_version {
+            self.add(&mut state, changes, through);
+        }
+    }
+
+    /// Adds the changes of a write to a shared store, if they are the very next ones; else it may be others' changes that are
+    /// missing, and whoever reads the change log adds all of them.
+    pub fn publish_next(&self, server_version: u64, changes: Vec<Arc<Change>>) {
+        let mut state = self.state.lock();
+        let mut versions = changes.iter().map(|change| change.record.version);
+        let are_next = versions.clone().eq((state.latest_version + 1..).take(changes.len()));
+        let through = versions.next_back();
+        if let Some(through) = through.filter(|_| are_next && state.server_version == server_version) {
+            self.add(&mut state, changes, through);
+        }
+    }
+
+    fn add(&self, state: &mut State, mut changes: Vec<Arc<Change>>, through: Version) {
+        changes.retain(|change| change.record.version > state.latest_version);
         if !changes.is_empty() {
             state.all.wake.send_replace(());
         }
@@ -419,9 +437,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_here_waits_for_nobody_where_nothing_is_missing() {
+        let hub = hub(10, 1 << 20);
+        let changes = |versions: &[Version]| versions.iter().map(|version| change(*version, "t", 1)).collect();
+        // Something of another host's may be missing; what is written to other content; nothing at all.
+        for (server_version, versions) in [(7, &[12, 13][..]), (7, &[11, 13]), (7, &[10, 11]), (8, &[11]), (7, &[])] {
+            hub.publish_next(server_version, changes(versions));
+            assert_eq!(read(&hub, 10, None), None, "{server_version} {versions:?}");
+        }
+        hub.publish_next(7, changes(&[11, 12]));
+        // The change log has them too, and one more.
+        hub.publish(8, changes(&[13]), 13);
+        hub.publish(7, changes(&[11, 12, 13]), 14);
+        assert_eq!(read(&hub, 10, None), Some((vec![11, 12, 13], 14)));
+    }
+
+    #[test]
     fn streams_read_their_type_from_their_place() {
         let hub = hub(10, 1 << 20);
-        hub.publish(vec![change(11, "a", 1), change(12, "b", 1), change(13, "a", 1)], 13);
+        hub.publish(7, vec![change(11, "a", 1), change(12, "b", 1), change(13, "a", 1)], 13);
         assert_eq!(read(&hub, 10, None), Some((vec![11, 12, 13], 13)));
         assert_eq!(read(&hub, 10, Some("a")), Some((vec![11, 13], 13)));
         assert_eq!(
@@ -440,7 +474,7 @@ mod tests {
     fn what_is_held_stays_within_its_bound() {
         let hub = hub(0, 10 * (1000 + OVERHEAD_BYTES));
         for version in 1..=100 {
-            hub.publish(vec![change(version, "t", 900)], version);
+            hub.publish(7, vec![change(version, "t", 900)], version);
         }
         assert!(matches!(subscribe(&hub, None).read(7, 50), Reading::Behind));
         let state = hub.state.lock();
@@ -451,9 +485,10 @@ mod tests {
     #[test]
     fn one_reading_is_bounded() {
         let hub = hub(0, 1 << 30);
-        hub.publish((1..=1000).map(|version| change(version, "t", 10)).collect(), 1000);
+        hub.publish(7, (1..=1000).map(|version| change(version, "t", 10)).collect(), 1000);
         assert_eq!(read(&hub, 0, None).unwrap().1, 256);
         hub.publish(
+            7,
             (1001..=1010).map(|version| change(version, "u", 200 << 10)).collect(),
             1010,
         );
@@ -464,9 +499,9 @@ mod tests {
     fn a_quiet_type_misses_nothing_when_others_are_dropped() {
         let hub = hub(0, 1 << 20);
         let quiet = subscribe(&hub, Some("quiet"));
-        hub.publish(vec![change(1, "quiet", 1)], 1);
+        hub.publish(7, vec![change(1, "quiet", 1)], 1);
         assert_eq!(read_on(&quiet, 0), Some((vec![1], 1)));
-        hub.publish((2..=100).map(|version| change(version, "other", 1)).collect(), 100);
+        hub.publish(7, (2..=100).map(|version| change(version, "other", 1)).collect(), 100);
         hub.pruned(90);
         assert!(!hub.reaches_back_to(88) && hub.reaches_back_to(89));
         assert_eq!(read_on(&quiet, 1), Some((vec![], 100)), "its own changes are all there");
@@ -474,7 +509,7 @@ mod tests {
             matches!(quiet.read(7, 0), Reading::Behind),
             "one of its own was dropped"
         );
-        hub.publish(vec![change(101, "quiet", 1)], 101);
+        hub.publish(7, vec![change(101, "quiet", 1)], 101);
         assert_eq!(read_on(&quiet, 1), Some((vec![101], 101)));
         let late = subscribe(&hub, Some("other"));
         assert!(
@@ -487,7 +522,7 @@ mod tests {
     #[test]
     fn what_is_still_in_the_log_stays_where_versions_have_gaps() {
         let hub = hub(10, 1 << 20);
-        hub.publish(vec![change(20, "t", 1), change(30, "t", 1)], 30);
+        hub.publish(7, vec![change(20, "t", 1), change(30, "t", 1)], 30);
         hub.pruned(20);
         assert_eq!(read(&hub, 10, None), Some((vec![20, 30], 30)));
     }
@@ -501,7 +536,7 @@ mod tests {
             subscribe(&hub, Some("b")),
         );
         let is_woken = |stream: &Subscription| stream.wake.has_changed().unwrap();
-        hub.publish(vec![change(1, "a", 1)], 1);
+        hub.publish(7, vec![change(1, "a", 1)], 1);
         assert!(is_woken(&all) && is_woken(&a));
         assert!(!is_woken(&b));
         hub.options_changed();
@@ -513,7 +548,7 @@ mod tests {
         let hub = hub(0, 1 << 20);
         let (one, two) = (subscribe(&hub, Some("a")), subscribe(&hub, Some("a")));
         drop(one);
-        hub.publish(vec![change(1, "a", 1)], 1);
+        hub.publish(7, vec![change(1, "a", 1)], 1);
         assert_eq!(read_on(&two, 0), Some((vec![1], 1)), "the other stream goes on");
         drop(two);
         assert!(hub.state.lock().by_type.is_empty());

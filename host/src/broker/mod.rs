@@ -2,7 +2,7 @@
 //!
 //! Reads go straight to the backend. Whatever changes records, the change log or options goes through the one `writer`,
 //! which joins the callers that wait and feeds the `hub`, from which the streams in `sync` read. Where other hosts write to
-//! the same store, the `follower` feeds the hub instead. `retention` removes what is old.
+//! the same store, the `follower` feeds it too. `retention` removes what is old.
 //!
 //! Neither protobuf messages nor WIT types come in here, and nothing is kept here but copies: the recent changes in the hub
 //! and the options.
@@ -337,9 +337,7 @@ impl Broker {
         // A store that came back, or was cleared, is told of before any call meets the new content, or is in doubt until it is:
         // so what was read under one server version is all of one content.
         for _ in 0..QUERY_ATTEMPTS {
-            let page = query::run(self, query.clone()).await?;
-            let (server_version, _) = self.position().await?;
-            if server_version == page.server_version {
+            if let Some(page) = query::run(self, query.clone()).await? {
                 return Ok(page);
             }
         }

@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{ANSWER_BYTES, Broker, BrokerError, GET_KEYS, Query, QueryPage};
 use crate::backend::{BackendError, Hint, PageBounds, ScanRequest};
 use crate::data::{Needle, network};
 use crate::filter::{Effort, Filter, Lookup, MAX_SCANS, Plan, Resolution};
-use crate::record::{Key, Record};
+use crate::record::{Key, Record, Version};
 
 /// The bounds of the pages that are looked through.
 const PAGE: PageBounds = PageBounds {
@@ -31,8 +32,8 @@ const UNIT: usize = 1 << 10;
 /// milliseconds.
 const PAUSE_BYTES: u64 = 8 << 20;
 
-/// Runs a query.
-pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError> {
+/// Runs a query. None where the content was replaced meanwhile, so that what was found may be of both.
+pub async fn run(broker: &Broker, query: Query) -> Result<Option<QueryPage>, BrokerError> {
     let mut answer = Answer::new(query.offset, query.limit, &broker.query_room)?;
     let filter = query
         .filter
@@ -40,49 +41,70 @@ pub async fn run(broker: &Broker, query: Query) -> Result<QueryPage, BrokerError
         .transpose()
         .map_err(|error| BrokerError::InvalidArgument(format!("invalid query filter: {error}")))?;
     let needle = (!query.text.is_empty()).then(|| Needle::new(&query.text));
-    // Before the first look, so that the answer is never older than it says.
-    let (server_version, latest_version) = broker.position().await?;
-
-    let record_type = query.record_type;
-    if filter.is_none() && needle.is_none() {
-        let total = broker.backend.count(record_type.clone()).await?;
-        let search = Search {
-            broker,
-            record_type,
-            filter: None,
-            needle: None,
-            resolution: Resolution::default(),
-            looked_at: AtomicU64::new(0),
-        };
-        search.first_page(&mut answer).await?;
-        return Ok(QueryPage {
-            records: answer.records,
-            total,
-            server_version,
-            latest_version,
-        });
-    }
+    let is_everything = filter.is_none() && needle.is_none();
     let mut search = Search {
         broker,
-        record_type,
+        record_type: query.record_type,
         filter,
         needle,
         resolution: Resolution::default(),
+        condition: None,
         looked_at: AtomicU64::new(0),
+        places: Mutex::default(),
     };
-    search.resolve_networks().await?;
-    match search.plan() {
-        Plan::Nothing => {}
-        Plan::Ids(ids) => search.look_up_ids(&ids, &mut |record| answer.add(record)).await?,
-        Plan::Lookups(lookups) => search.look_up(&lookups, &mut answer).await?,
-        Plan::Scan => search.scan(None, &mut |record| answer.add(record)).await?,
+    // Before the first look, so that the answer is never older than it says. Of a shared store the place is another call, and
+    // each page has it.
+    if !broker.shared {
+        search.stand().await?;
     }
-    Ok(QueryPage {
+    let mut total = None;
+    let mut pages_tell = broker.shared;
+    if is_everything {
+        search.stand().await?;
+        total = Some(broker.backend.count(search.record_type.clone()).await?);
+        pages_tell &= !answer.is_full();
+        search.first_page(&mut answer).await?;
+    } else {
+        // Looks at records that do not match, too.
+        search.resolve_networks().await?;
+        search.narrow();
+        match search.plan() {
+            Plan::Nothing => {}
+            Plan::Ids(ids) => {
+                search.stand().await?;
+                pages_tell = false;
+                search.look_up_ids(&ids, &mut |record| answer.add(record)).await?;
+            }
+            Plan::Lookups(lookups) => {
+                if lookups.iter().any(|lookup| hint(lookup).is_none()) {
+                    search.stand().await?;
+                    pages_tell = false;
+                }
+                search.look_up(&lookups, &mut answer).await?;
+            }
+            Plan::Scan => search.scan(None, &mut |record| answer.add(record)).await?,
+        }
+    }
+    if !pages_tell || search.places.lock().first.is_none() {
+        search.stand().await?;
+    }
+    let places = search.places.into_inner();
+    let whole = places.first.filter(|_| !places.differ);
+    Ok(whole.map(|(server_version, latest_version)| QueryPage {
+        total: total.unwrap_or(answer.total),
         records: answer.records,
-        total: answer.total,
         server_version,
         latest_version,
-    })
+    }))
+}
+
+/// Where the store stood as a query went on.
+#[derive(Default)]
+struct Places {
+    /// At first: the server version and the newest change.
+    first: Option<(u64, Version)>,
+    /// True where it was of another server version later on.
+    differ: bool,
 }
 
 /// The part of the matches that was asked for.
@@ -170,11 +192,27 @@ struct Search<'a> {
     needle: Option<Needle>,
     /// The most specific networks for the filter's `$index` parts.
     resolution: Resolution,
+    /// What the filter says of the JSON form of data, if anything.
+    condition: Option<String>,
     /// Bytes looked at since the last pause.
     looked_at: AtomicU64,
+    places: Mutex<Places>,
 }
 
 impl Search<'_> {
+    /// Asks where the store stands.
+    async fn stand(&self) -> Result<(), BrokerError> {
+        let (server_version, latest_version) = self.broker.position().await?;
+        self.note(server_version, latest_version);
+        Ok(())
+    }
+
+    fn note(&self, server_version: u64, latest_version: Version) {
+        let mut places = self.places.lock();
+        let (first, _) = *places.first.get_or_insert((server_version, latest_version));
+        places.differ |= first != server_version;
+    }
+
     /// Whether a record matches.
     async fn matches(&self, record: &Record) -> Result<bool, BrokerError> {
         let mut effort = Effort::default();
@@ -215,6 +253,14 @@ impl Search<'_> {
             .and_then(|record_type| self.broker.options.get(record_type))
             .unwrap_or_default();
         filter.plan(record_type, &options.indexable_fields)
+    }
+
+    /// From here on a backend may leave out records that do not match.
+    fn narrow(&mut self) {
+        let (Some(filter), Some(record_type)) = (&self.filter, &self.record_type) else {
+            return;
+        };
+        self.condition = filter.condition(&self.broker.descriptors, record_type);
     }
 
     /// Finds the most specific networks that `$index` parts ask for.
@@ -343,10 +389,12 @@ impl Search<'_> {
             .scan(ScanRequest {
                 record_type: self.record_type.clone(),
                 hint: hint.cloned(),
+                condition: self.condition.clone(),
                 after: cursor.after.take(),
                 bounds,
             })
             .await?;
+        self.note(page.position.server_version, page.position.latest_version);
         cursor.after = page.records.last().map(|record| record.key.clone());
         cursor.at_end = !page.more || cursor.after.is_none();
         Ok(Some(page.records))

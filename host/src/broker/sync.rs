@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 
@@ -82,6 +83,9 @@ pub async fn sync(
     };
     // The first reading finds out whether the log still reaches back so far.
     let caught_up = stream.read().await?;
+    if shared {
+        stream.meet_hub().await;
+    }
     let begin = if caught_up && !stream.wait {
         State::Last(stream)
     } else {
@@ -149,6 +153,24 @@ impl State {
 }
 
 impl SyncStream {
+    /// Waits until the hub has heard of the content that the store has, which a Clear through another host may have made a moment
+    /// ago. It would take this stream for one of the content before.
+    async fn meet_hub(&mut self) {
+        /// Longer than a follower takes that can ask the store at all.
+        const LONGEST: Duration = Duration::from_secs(5);
+        let meet = async {
+            loop {
+                self.wake.mark_unchanged();
+                if self.sources.hub.ended() || self.sources.hub.position().0 == self.server_version {
+                    return;
+                }
+                self.wake.changed().await;
+            }
+        };
+        // If it does not, the stream ends as one that has to begin again.
+        let _ = tokio::time::timeout(LONGEST, meet).await;
+    }
+
     /// Reads on from the stream's place; true if it has caught up.
     async fn read(&mut self) -> Result<bool, BrokerError> {
         self.wake.mark_unchanged();
@@ -303,6 +325,7 @@ impl LatestStream {
         let request = ScanRequest {
             record_type: self.record_type.clone(),
             hint: None,
+            condition: None,
             after: self.after.take(),
             bounds: PAGE,
         };

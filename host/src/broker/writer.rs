@@ -151,6 +151,7 @@ impl Writer {
             shared,
             hub,
             options,
+            options_revision: None,
             clock,
             last_now: Timestamp(i64::MIN),
             surplus: BTreeSet::new(),
@@ -242,10 +243,12 @@ struct WriterTask {
     is_adopted: bool,
     /// Until when writes wait for the store to be opened again.
     wait_until: Option<Instant>,
-    /// True where the hub is fed by watching the store instead.
+    /// True where other hosts write to the store too, whose changes the follower adds to the hub.
     shared: bool,
     hub: Arc<Hub>,
     options: Arc<OptionsTable>,
+    /// What the put before this one said of a shared store's options.
+    options_revision: Option<u64>,
     clock: fn() -> Timestamp,
     /// Times of writes do not go back when the clock does.
     last_now: Timestamp,
@@ -381,6 +384,7 @@ impl WriterTask {
             }
         }
         self.is_adopted = true;
+        self.options_revision = None;
         reopened.adopt();
     }
 
@@ -461,8 +465,7 @@ impl WriterTask {
             return Vec::new();
         }
         // The backend gets a copy, of which the record data is shared, and what is left makes the records.
-        let putting = self.backend.put(batches.clone(), now);
-        let result = match tokio::join!(putting, self.know_options()).0 {
+        let result = match self.backend.put(batches.clone(), now).await {
             Ok(result) => result,
             Err(error) => {
                 self.doubt(&error);
@@ -470,6 +473,7 @@ impl WriterTask {
                 return Vec::new();
             }
         };
+        self.know_options(result.options_revision).await;
         let server_version = result.server_version;
         let mut changes = Vec::new();
         // How many records were stored of each type.
@@ -523,7 +527,7 @@ impl WriterTask {
             };
             answers.push((reply, answer));
         }
-        self.publish(changes).await;
+        self.publish(server_version, changes).await;
         for (record_type, stored) in of_types {
             self.enforce_capacity(record_type, stored).await;
         }
@@ -535,16 +539,22 @@ impl WriterTask {
 
     /// Looks what other hosts of a shared store have set, since a capacity counts for the next put through any of them. Where
     /// that fails, what is known already counts.
-    async fn know_options(&self) {
-        if self.shared
-            && let Err(error) = self.options.refresh(&*self.backend).await
-        {
-            tracing::debug!(%error, "could not look for changed options");
+    async fn know_options(&mut self, revision: Option<u64>) {
+        if !self.shared || (revision.is_some() && revision == self.options_revision) {
+            return;
+        }
+        match self.options.refresh(&*self.backend).await {
+            Ok(()) => self.options_revision = revision,
+            Err(error) => tracing::debug!(%error, "could not look for changed options"),
         }
     }
 
-    async fn publish(&self, changes: Vec<Arc<Change>>) {
-        if self.shared || changes.is_empty() {
+    async fn publish(&self, server_version: u64, changes: Vec<Arc<Change>>) {
+        if self.shared {
+            self.hub.publish_next(server_version, changes);
+            return;
+        }
+        if changes.is_empty() {
             return;
         }
         if self.hub.in_doubt() {
@@ -559,7 +569,9 @@ impl WriterTask {
             .map(|change| change.record.version)
             .max()
             .unwrap_or_default();
-        self.hub.publish(changes, through);
+        // Nobody else replaces the content of this store, whatever its answer says.
+        let (content, _) = self.hub.position();
+        self.hub.publish(content, changes, through);
     }
 
     /// Removes what is above a type's capacity: as many records at least as were just stored, so that the type does not
@@ -604,8 +616,8 @@ impl WriterTask {
             }
         };
         let tombstones = evicted.tombstones.iter().cloned();
-        self.publish(tombstones.map(|record| Arc::new(Change::new(record))).collect())
-            .await;
+        let tombstones = tombstones.map(|record| Arc::new(Change::new(record))).collect();
+        self.publish(evicted.server_version, tombstones).await;
         Ok(evicted)
     }
 

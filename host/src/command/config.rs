@@ -51,7 +51,7 @@ impl CheckFlags {
         let telemetry = telemetry::start(&quiet).map_err(anyhow::Error::from)?;
         // The limit is the one of whoever checks, which may be another than that of the service.
         let (wanted, limit) = (settings.max_connections, open_files::raise());
-        let connections = open_files::connections(wanted, limit);
+        let connections = open_files::connections(wanted, limit, settings.storage.most_open());
         if connections < wanted {
             let few = open_files::TOO_FEW;
             output::note(&format!(

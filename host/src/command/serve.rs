@@ -114,7 +114,7 @@ async fn run(
             .as_ref()
             .map(|certificates| certificates.server_config(&[b"h2"])),
         limits: server::Limits {
-            connections: connections(settings.max_connections),
+            connections: connections(&settings),
             streams: settings.max_streams,
         },
         calls: Default::default(),
@@ -140,9 +140,10 @@ async fn run(
 }
 
 /// How many connections there may be of those that are wanted, which is told where it is less.
-fn connections(wanted: usize) -> usize {
+fn connections(settings: &Settings) -> usize {
+    let wanted = settings.max_connections;
     let open_files = open_files::raise();
-    let connections = open_files::connections(wanted, open_files);
+    let connections = open_files::connections(wanted, open_files, settings.storage.most_open());
     if connections < wanted {
         tracing::warn!(connections, open_files, "{}", open_files::TOO_FEW);
     }

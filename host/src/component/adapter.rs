@@ -128,6 +128,11 @@ impl ComponentBackend {
         self.last_version.fetch_max(version, Ordering::Relaxed);
     }
 
+    /// So many records, and no more than it is asked for at once.
+    fn at_most(&self, records: u32) -> u32 {
+        records.min(self.instance.limits().page_records.max(1))
+    }
+
     /// Names the function in the error of an answer that breaks a law.
     pub(super) fn hold<R>(&self, function: &'static str, kept: Result<R, Broken>) -> Result<R, BackendError> {
         kept.map_err(|broken| broken.into_error(&self.plugin, function))
@@ -161,7 +166,8 @@ impl Backend for ComponentBackend {
         Ok(answers)
     }
 
-    async fn scan(&self, request: ScanRequest) -> Result<ScanPage, BackendError> {
+    async fn scan(&self, mut request: ScanRequest) -> Result<ScanPage, BackendError> {
+        request.bounds.records = self.at_most(request.bounds.records);
         let (after, record_type) = (request.after.clone(), request.record_type.clone());
         let bounds = request.bounds;
         let request = convert::to_scan_request(request);
@@ -189,7 +195,8 @@ impl Backend for ComponentBackend {
         Ok(position)
     }
 
-    async fn changes(&self, request: ChangesRequest) -> Result<ChangesPage, BackendError> {
+    async fn changes(&self, mut request: ChangesRequest) -> Result<ChangesPage, BackendError> {
+        request.bounds.records = self.at_most(request.bounds.records);
         let asked = convert::to_changes_request(request.clone());
         let page = match self.ask("changes", Guest::func_changes, (asked,)).await {
             Ok(page) => convert::changes_page(page),
@@ -264,7 +271,8 @@ impl Backend for ComponentBackend {
         Ok(pruned)
     }
 
-    async fn evict(&self, request: EvictRequest, now: Timestamp) -> Result<Evicted, BackendError> {
+    async fn evict(&self, mut request: EvictRequest, now: Timestamp) -> Result<Evicted, BackendError> {
+        request.max_records = self.at_most(request.max_records);
         let asked = convert::to_evict_request(request.clone());
         let evicted = self.ask("evict", Guest::func_evict, (asked, now.0)).await?;
         let evicted = convert::evicted(evicted);

@@ -64,6 +64,7 @@ pub(super) fn to_scan_request(request: ScanRequest) -> store::ScanRequest {
             Hint::Field { path, value } => store::Hint::Field(store::FieldHint { path, value }),
             Hint::Network(prefix) => store::Hint::Network(prefix),
         }),
+        condition: request.condition,
         after: request.after.map(to_key),
         max_records: request.bounds.records,
         max_bytes: request.bounds.bytes,
@@ -223,6 +224,7 @@ pub(super) fn put_result(result: store::PutResult) -> Result<PutResult, Broken> 
     });
     Ok(PutResult {
         server_version: result.server_version,
+        options_revision: result.options_revision,
         batches: batches.collect::<Result<_, _>>()?,
     })
 }

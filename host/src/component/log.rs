@@ -15,12 +15,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::convert;
-
-/// How many lines may come at once.
-const BURST: u32 = 200;
-
-/// One more line may come after so long.
-const REFILL: Duration = Duration::from_millis(50);
+use super::instance::Limits;
 
 /// A line of standard output or error without an end is written in pieces of this many bytes.
 const MAX_LINE: usize = 4096;
@@ -62,10 +57,10 @@ struct Shared {
 }
 
 impl PluginLog {
-    pub(super) fn new(plugin: &str) -> Self {
+    pub(super) fn new(plugin: &str, limits: Limits) -> Self {
         Self(Arc::new(Shared {
             plugin: plugin.to_owned(),
-            allowance: Mutex::new(Allowance::new(Instant::now())),
+            allowance: Mutex::new(Allowance::new(limits, Instant::now())),
             kept: Mutex::default(),
             lines: Mutex::default(),
             dropped: AtomicU64::new(0),
@@ -144,6 +139,10 @@ fn enabled(level: Level) -> bool {
 
 /// A bucket of lines that fills at a steady rate.
 struct Allowance {
+    /// How many lines it holds.
+    burst: u32,
+    /// One more line comes after so long.
+    refill: Duration,
     lines: u32,
     left_out: u64,
     /// When the last line was added to the bucket.
@@ -151,9 +150,14 @@ struct Allowance {
 }
 
 impl Allowance {
-    fn new(now: Instant) -> Self {
+    fn new(limits: Limits, now: Instant) -> Self {
+        let Limits {
+            log_burst, log_rate, ..
+        } = limits;
         Self {
-            lines: BURST,
+            burst: log_burst,
+            refill: Duration::from_secs(1) / log_rate.max(1),
+            lines: log_burst,
             left_out: 0,
             filled: now,
         }
@@ -162,12 +166,12 @@ impl Allowance {
     /// Takes a line and says how many were left out since the last one; none where the bucket is empty.
     fn take(&mut self, now: Instant) -> Option<u64> {
         let since = now.saturating_duration_since(self.filled);
-        let added = since.as_nanos() / REFILL.as_nanos();
+        let added = since.as_nanos() / self.refill.as_nanos().max(1);
         if added > 0 {
             self.lines = u32::try_from(added)
-                .unwrap_or(BURST)
+                .unwrap_or(self.burst)
                 .saturating_add(self.lines)
-                .min(BURST);
+                .min(self.burst);
             self.filled = now;
         }
         match self.lines.checked_sub(1) {
@@ -272,14 +276,20 @@ mod tests {
     #[test]
     fn lines_beyond_the_rate_are_counted_and_not_written() {
         let start = Instant::now();
-        let mut allowance = Allowance::new(start);
-        for _ in 0..BURST {
+        let limits = Limits {
+            log_burst: 3,
+            log_rate: 10,
+            ..Limits::default()
+        };
+        let mut allowance = Allowance::new(limits, start);
+        for _ in 0..limits.log_burst {
             assert_eq!(allowance.take(start), Some(0));
         }
         assert_eq!(allowance.take(start), None);
         assert_eq!(allowance.take(start), None);
-        assert_eq!(allowance.take(start + REFILL), Some(2));
-        assert_eq!(allowance.take(start + REFILL), None);
+        let later = start + Duration::from_millis(100);
+        assert_eq!(allowance.take(later), Some(2));
+        assert_eq!(allowance.take(later), None);
     }
 
     #[test]
@@ -287,7 +297,9 @@ mod tests {
         let log = Log::default();
         let _guard = log.record();
         let said = "0123456789".repeat(6000);
-        PluginLog::new("test").stream(Level::Warn, false).take(said.as_bytes());
+        PluginLog::new("test", Limits::default())
+            .stream(Level::Warn, false)
+            .take(said.as_bytes());
         let text = log.text();
         let digits = text
             .lines()
@@ -303,13 +315,13 @@ mod tests {
     fn a_long_message_says_how_much_was_cut() {
         let log = Log::default();
         let _guard = log.record();
-        PluginLog::new("test").write(Level::Warn, &"x".repeat(5000));
+        PluginLog::new("test", Limits::default()).write(Level::Warn, &"x".repeat(5000));
         assert!(log.text().contains("x… (904 more bytes)"), "{}", log.text());
     }
 
     #[test]
     fn the_end_of_standard_error_is_kept_without_control_characters() {
-        let log = PluginLog::new("test");
+        let log = PluginLog::new("test", Limits::default());
         let stream = log.stream(Level::Warn, true);
         stream.take(&vec![b'a'; KEPT * 2]);
         stream.take(b"\nthread panicked\x1b[31m");

@@ -96,6 +96,21 @@ impl Config {
             grants: Grants::default(),
         }
     }
+
+    /// How many files and sockets of this process an instance may have open: none where it is granted nothing that could be
+    /// opened, whatever the bound.
+    pub fn most_open(&self) -> usize {
+        let Grants {
+            directories,
+            addresses,
+            http_origins,
+            most_open,
+            ..
+        } = &self.grants;
+        let is_granted_any = !(directories.is_empty() && addresses.is_empty() && http_origins.is_empty());
+        let listeners = self.connection_string.as_ref().map_or(0, |_| self.limits.listeners);
+        listeners.saturating_add(if is_granted_any { *most_open } else { 0 })
+    }
 }
 
 impl fmt::Debug for Config {

@@ -13,12 +13,15 @@ use std::time::Duration;
 use databroker_sql::{
     Error, ErrorKind, Isolation, Listener, Rows, Statement, Transaction, TransactionOptions, Value, Wake,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use wasmtime::component::{Accessor, HasSelf, Resource};
 
 use super::bindings::sql;
 use super::database::Database;
+use super::grants::Refused;
+use super::instance::Limits;
 use super::state::State;
 
 /// The import's name, without its version.
@@ -40,25 +43,27 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long the beginning of a transaction waits for a connection.
 const BEGIN_WAIT: Duration = Duration::from_secs(30);
 
-/// How many listeners an instance may have: each is a connection beside the pool.
-const MAX_LISTENERS: usize = 8;
-
 /// What an instance has of it.
-#[derive(Default)]
 pub(super) struct Sql {
     /// None where the plugin is granted no database.
     database: Option<Arc<Database>>,
+    limits: Limits,
     /// How many listeners there are.
     listeners: usize,
+    /// As many more transactions as there may be.
+    transactions: Arc<Semaphore>,
     /// Bytes of statements that have no answer yet.
     waiting: Arc<AtomicU64>,
 }
 
 impl Sql {
-    pub(super) fn new(database: Option<Arc<Database>>) -> Self {
+    pub(super) fn new(database: Option<Arc<Database>>, limits: Limits) -> Self {
         Self {
             database,
-            ..Self::default()
+            limits,
+            listeners: 0,
+            transactions: Arc::new(Semaphore::new(limits.transactions.min(Semaphore::MAX_PERMITS))),
+            waiting: Arc::default(),
         }
     }
 }
@@ -77,13 +82,10 @@ impl Waiting {
         if before.saturating_add(bytes) <= MAX_WAITING {
             return Ok(waiting);
         }
-        Err(sql::Error::OutOfConnections(sql::Failure {
-            code: None,
-            message: format!(
-                "the statements that wait for the database hold more than {} MiB: it is slow, or away",
-                MAX_WAITING >> 20
-            ),
-        }))
+        Err(sql::Error::OutOfConnections(failure(&format!(
+            "the statements that wait for the database hold more than {} MiB: it is slow, or away",
+            MAX_WAITING >> 20
+        ))))
     }
 }
 
@@ -93,10 +95,10 @@ impl Drop for Waiting {
     }
 }
 
-/// A transaction that a call works on; none once it has ended.
-type Shared = Arc<Mutex<Option<Transaction>>>;
+/// A transaction that a call works on, and its place among those that there may be; none once it has ended.
+type Shared = Arc<Mutex<Option<(Transaction, OwnedSemaphorePermit)>>>;
 
-/// A transaction in a plugin's hands; none once it has ended.
+/// A transaction in a plugin's hands.
 pub struct OpenTransaction {
     transaction: Shared,
     database: Arc<Database>,
@@ -111,17 +113,53 @@ pub struct OpenListener {
 
 type Answer<T> = wasmtime::Result<Result<T, sql::Error>>;
 
+/// Works in a task of its own, which ends where its future is dropped: an answer of a million rows is not to keep the instance
+/// from its other calls while it is read.
+async fn apart<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> wasmtime::Result<T> {
+    let mut task = JoinSet::new();
+    task.spawn(work);
+    let done = task.join_next().await;
+    Ok(done.ok_or_else(|| wasmtime::format_err!("a statement was lost"))??)
+}
+
+/// The database; where there is none, that is told.
 fn database<T: Send>(accessor: &Accessor<T, HasSelf<State>>) -> Result<Arc<Database>, sql::Error> {
     accessor.with(|mut access| {
-        access.get().sql.database.clone().ok_or_else(|| {
-            sql::Error::Settings(sql::Failure {
-                code: None,
-                message:
-                    "the plugin is granted no database: set DATABROKER_STORAGE_CONNECTION_STRING to one of Postgres"
-                        .to_owned(),
-            })
+        let state = access.get();
+        state.sql.database.clone().ok_or_else(|| {
+            let remedy = || "DATABROKER_STORAGE_CONNECTION_STRING=postgres://USER:PASSWORD@HOST/DATABASE".to_owned();
+            let refusals = &state.granted.refusals;
+            refusals.refuse(Refused::Database, "a database of Postgres", remedy);
+            sql::Error::Settings(failure(
+                "the plugin is granted no database: set DATABROKER_STORAGE_CONNECTION_STRING to one of Postgres",
+            ))
         })
     })
+}
+
+/// The place of one more transaction; where there is none, that is told.
+fn place<T: Send>(accessor: &Accessor<T, HasSelf<State>>) -> Result<OwnedSemaphorePermit, sql::Error> {
+    accessor.with(|mut access| {
+        let state = access.get();
+        Arc::clone(&state.sql.transactions).try_acquire_owned().map_err(|_| {
+            let most = state.sql.limits.transactions;
+            let asked = format!("one more transaction than the {most} that it may have open");
+            state.granted.refusals.refuse(Refused::Open, &asked, || {
+                "a higher DATABROKER_PLUGIN_TRANSACTIONS, where it does not merely leak them".to_owned()
+            });
+            sql::Error::OutOfConnections(failure(&format!(
+                "the plugin has {most} transactions open, and may not have more"
+            )))
+        })
+    })
+}
+
+/// What the host says itself, and not the server.
+fn failure(message: &str) -> sql::Failure {
+    sql::Failure {
+        code: None,
+        message: message.to_owned(),
+    }
 }
 
 /// The bytes of an instance's statements that have no answer yet.
@@ -147,28 +185,21 @@ impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
     }
 
     async fn run(accessor: &Accessor<T, Self>, statement: sql::Statement) -> Answer<sql::Rows> {
-        let running = async {
-            let database = database(accessor)?;
-            let Asked {
-                text,
-                parameters,
-                bounds,
-                waiting: _waiting,
-            } = Asked::new(statement, waiting(accessor))?;
-            let statement = Statement {
-                sql: &text,
-                parameters: &parameters,
-                ..bounds
-            };
+        let asked = database(accessor).and_then(|database| Ok((database, Asked::new(statement, waiting(accessor))?)));
+        let (database, asked) = match asked {
+            Ok(asked) => asked,
+            Err(error) => return Ok(Err(error)),
+        };
+        apart(async move {
             let running = async {
                 let began = Instant::now();
-                let pool = database.pool(bounds.timeout).await?;
-                let left = bounds.timeout.saturating_sub(began.elapsed());
-                pool.run(&statement, left).await
+                let pool = database.pool(asked.bounds.timeout).await?;
+                let left = asked.bounds.timeout.saturating_sub(began.elapsed());
+                pool.run(&asked.statement(), left).await
             };
             database.ask(running).await.map(to_rows).map_err(to_error)
-        };
-        Ok(running.await)
+        })
+        .await
     }
 
     async fn begin(
@@ -186,10 +217,12 @@ impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
         };
         let beginning = async {
             let database = database(accessor)?;
+            // Before it waits for a connection: what waits is held here too.
+            let place = place(accessor)?;
             let beginning = async { database.pool(BEGIN_WAIT).await?.begin(&options, BEGIN_WAIT).await };
             let transaction = database.ask(beginning).await.map_err(to_error)?;
             Ok(OpenTransaction {
-                transaction: Arc::new(Mutex::new(Some(transaction))),
+                transaction: Arc::new(Mutex::new(Some((transaction, place)))),
                 database,
             })
         };
@@ -215,10 +248,7 @@ fn transaction<T: Send>(
 }
 
 fn ended() -> sql::Error {
-    sql::Error::Statement(sql::Failure {
-        code: None,
-        message: "the transaction has ended: begin another one".to_owned(),
-    })
+    sql::Error::Statement(failure("the transaction has ended: begin another one"))
 }
 
 impl<T: Send> sql::HostTransactionWithStore<T> for HasSelf<State> {
@@ -228,35 +258,29 @@ impl<T: Send> sql::HostTransactionWithStore<T> for HasSelf<State> {
         statement: sql::Statement,
     ) -> Answer<sql::Rows> {
         let (transaction, database) = transaction(accessor, &handle)?;
-        let Asked {
-            text,
-            parameters,
-            bounds,
-            waiting: _waiting,
-        } = match Asked::new(statement, waiting(accessor)) {
+        let asked = match Asked::new(statement, waiting(accessor)) {
             Ok(asked) => asked,
             Err(error) => return Ok(Err(error)),
         };
-        let statement = Statement {
-            sql: &text,
-            parameters: &parameters,
-            ..bounds
-        };
-        let mut transaction = transaction.lock().await;
-        Ok(match transaction.as_mut() {
-            Some(transaction) => {
-                let outcome = database.ask(transaction.run(&statement)).await;
-                outcome.map(to_rows).map_err(to_error)
+        // In the order of the calls.
+        let mut open = transaction.lock_owned().await;
+        apart(async move {
+            match open.as_mut() {
+                Some((transaction, _)) => {
+                    let outcome = database.ask(transaction.run(&asked.statement())).await;
+                    outcome.map(to_rows).map_err(to_error)
+                }
+                None => Err(ended()),
             }
-            None => Err(ended()),
         })
+        .await
     }
 
     async fn commit(accessor: &Accessor<T, Self>, handle: Resource<OpenTransaction>) -> Answer<()> {
         let (transaction, database) = transaction(accessor, &handle)?;
         let transaction = transaction.lock().await.take();
         Ok(match transaction {
-            Some(transaction) => database.ask(transaction.commit()).await.map_err(to_error),
+            Some((transaction, _place)) => database.ask(transaction.commit()).await.map_err(to_error),
             None => Err(ended()),
         })
     }
@@ -265,7 +289,7 @@ impl<T: Send> sql::HostTransactionWithStore<T> for HasSelf<State> {
         let (transaction, database) = transaction(accessor, &handle)?;
         let transaction = transaction.lock().await.take();
         Ok(match transaction {
-            Some(transaction) => database.ask(transaction.rollback()).await.map_err(to_error),
+            Some((transaction, _place)) => database.ask(transaction.rollback()).await.map_err(to_error),
             None => Err(ended()),
         })
     }
@@ -326,8 +350,9 @@ impl<T: Send> sql::HostListenerWithStore<T> for HasSelf<State> {
 
 impl sql::HostListener for State {
     fn new(&mut self, channels: Vec<String>) -> wasmtime::Result<Resource<OpenListener>> {
-        if self.sql.listeners >= MAX_LISTENERS {
-            wasmtime::bail!("it has more than {MAX_LISTENERS} listeners at once");
+        let most = self.sql.limits.listeners;
+        if self.sql.listeners >= most {
+            wasmtime::bail!("it wanted more than {most} listeners at once (DATABROKER_PLUGIN_LISTENERS)");
         }
         self.sql.listeners += 1;
         Ok(self.table.push(OpenListener {
@@ -349,18 +374,22 @@ struct Asked {
     parameters: Vec<Value>,
     /// Its bounds; text and parameters are empty here.
     bounds: Statement<'static>,
-    /// To be kept until it has its answer.
-    waiting: Waiting,
+    /// Kept until it has its answer.
+    _waiting: Waiting,
 }
 
 impl Asked {
+    /// The statement, as the pool takes it.
+    fn statement(&self) -> Statement<'_> {
+        Statement {
+            sql: &self.text,
+            parameters: &self.parameters,
+            ..self.bounds
+        }
+    }
+
     fn new(statement: sql::Statement, waiting: Arc<AtomicU64>) -> Result<Self, sql::Error> {
-        let too_large = |message: &str| {
-            Err(sql::Error::TooLarge(sql::Failure {
-                code: None,
-                message: message.to_owned(),
-            }))
-        };
+        let too_large = |message| Err(sql::Error::TooLarge(failure(message)));
         if statement.text.len() > MAX_TEXT {
             return too_large("the text of a statement is longer than it may be: what varies belongs in parameters");
         }
@@ -381,7 +410,7 @@ impl Asked {
                 max_bytes: statement.max_bytes.min(MAX_BYTES),
                 timeout: Duration::from_nanos(statement.timeout).min(MAX_TIMEOUT),
             },
-            waiting,
+            _waiting: waiting,
         })
     }
 }

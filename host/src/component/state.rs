@@ -13,8 +13,8 @@ use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::{self, World};
-use super::grants::{self, Granted, Http, MAX_HANDLES, Named, Network};
-use super::instance::Computing;
+use super::grants::{self, Granted, Http, Named, Network};
+use super::instance::{Computing, Limits};
 use super::log::{Level, PluginLog};
 use super::sql::Sql;
 use crate::data::{DataError, Descriptors};
@@ -37,15 +37,6 @@ const MAX_RECORD_BYTES: usize = 4 << 20;
 const MAX_JSON_BYTES: usize = 32 << 20;
 /// How many parts that JSON may have: at least a byte of the record each.
 const MAX_JSON_PARTS: usize = MAX_RECORD_BYTES;
-
-/// How many elements all tables may have: far more functions than any program has, and 16 bytes each.
-const MAX_TABLE_ELEMENTS: usize = 1_000_000;
-/// How many modules a component may be made of once it runs: those of an interpreter and its shared libraries are some dozens.
-const MAX_INSTANCES: usize = 1000;
-/// How many tables; most modules have one.
-const MAX_TABLES: usize = 1000;
-/// How many memories. Modules mostly share one, and each takes 4 GiB of addresses.
-const MAX_MEMORIES: usize = 100;
 
 /// The data of one instance's store.
 pub(super) struct State {
@@ -78,7 +69,7 @@ impl State {
     pub(super) fn new(
         log: PluginLog,
         descriptors: Arc<Descriptors>,
-        memory_bytes: usize,
+        limits: Limits,
         granted: &Granted,
     ) -> Result<Self, String> {
         let network = Arc::new(Network::new(granted.clone()));
@@ -91,18 +82,18 @@ impl State {
             .socket_addr_check(move |address, usage| check.check(address, usage));
         grants::open_all(&granted.grants, &mut wasi)?;
         let mut table = ResourceTable::new();
-        table.set_max_capacity(MAX_HANDLES);
+        table.set_max_capacity(limits.handles);
         Ok(Self {
             wasi: wasi.build(),
             table,
-            sql: Sql::default(),
+            sql: Sql::new(None, limits),
             granted: granted.clone(),
             named: Named::new(granted.clone()),
             http: Http::new(Arc::clone(&network)),
             network,
             descriptors,
             log,
-            memory: MemoryLimit::new(memory_bytes),
+            memory: MemoryLimit::new(limits),
             computing: Computing::default(),
         })
     }
@@ -228,7 +219,7 @@ fn data_error(error: DataError) -> bindings::protobuf::Error {
 
 /// Bounds the memory of an instance, over all of its linear memories and tables.
 pub(super) struct MemoryLimit {
-    limit: usize,
+    limits: Limits,
     used: usize,
     /// True once more was asked for than the limit.
     refused: bool,
@@ -241,9 +232,9 @@ pub(super) struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    fn new(limit: usize) -> Self {
+    fn new(limits: Limits) -> Self {
         Self {
-            limit,
+            limits,
             used: 0,
             refused: false,
             table_elements: 0,
@@ -254,7 +245,7 @@ impl MemoryLimit {
 
     /// The limit in bytes, if the instance has come up against it.
     pub(super) fn refused(&self) -> Option<usize> {
-        self.refused.then_some(self.limit)
+        self.refused.then_some(self.limits.memory_bytes)
     }
 
     /// The bytes that are used, for whoever wants to look later.
@@ -266,7 +257,7 @@ impl MemoryLimit {
 impl ResourceLimiter for MemoryLimit {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let used = self.used.saturating_add(desired.saturating_sub(current));
-        let within = used <= self.limit;
+        let within = used <= self.limits.memory_bytes;
         let granted = within && maximum.is_none_or(|maximum| desired <= maximum);
         self.last_granted = 0;
         if granted {
@@ -287,7 +278,7 @@ impl ResourceLimiter for MemoryLimit {
 
     fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         let elements = self.table_elements.saturating_add(desired.saturating_sub(current));
-        let within = elements <= MAX_TABLE_ELEMENTS;
+        let within = elements <= self.limits.table_elements;
         if within {
             self.table_elements = elements;
         }
@@ -295,15 +286,15 @@ impl ResourceLimiter for MemoryLimit {
     }
 
     fn instances(&self) -> usize {
-        MAX_INSTANCES
+        self.limits.instances
     }
 
     fn tables(&self) -> usize {
-        MAX_TABLES
+        self.limits.tables
     }
 
     fn memories(&self) -> usize {
-        MAX_MEMORIES
+        self.limits.memories
     }
 }
 
@@ -320,7 +311,8 @@ mod tests {
     fn state() -> State {
         let descriptors = Arc::new(Descriptors::built_in().unwrap());
         let granted = Granted::new("test", grants::Grants::default());
-        State::new(PluginLog::new("test"), descriptors, 1 << 20, &granted).unwrap()
+        let limits = Limits::default();
+        State::new(PluginLog::new("test", limits), descriptors, limits, &granted).unwrap()
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod json;
 mod merge;
 mod network;
 pub mod path;
+mod place;
 mod scalar;
 mod schema;
 mod structure;
@@ -25,6 +26,7 @@ pub use any::check_any;
 pub use descriptors::{Descriptors, DescriptorsError};
 pub use merge::{Mask, MergeError};
 pub use network::network;
+pub(crate) use place::{Absence, Place, PlaceForm, literal};
 pub use scalar::number_text;
 pub use text::Needle;
 

@@ -104,6 +104,24 @@ impl Operand {
         }
     }
 
+    /// The text of one that is compared as text with whatever it is compared with.
+    pub(super) fn plain_text(&self) -> Option<&str> {
+        (self.number.is_none() && self.time.is_none()).then_some(&self.text)
+    }
+
+    /// It as a decimal number, if it is one.
+    pub(super) fn number(&self) -> Option<String> {
+        Some(match self.number? {
+            Number::Integer(integer) => integer.to_string(),
+            Number::Float(float) => float.to_string(),
+        })
+    }
+
+    /// It as a time, if it is one.
+    pub(super) fn time(&self) -> Option<Timestamp> {
+        self.time
+    }
+
     fn compare(&self, other: &Self) -> Option<Ordering> {
         if let (Some(left), Some(right)) = (self.number, other.number) {
             return left.compare(right);

@@ -45,6 +45,7 @@
 //! out records that do not have the field, which this one matches.
 
 mod compare;
+mod condition;
 mod effort;
 mod matching;
 mod parse;

@@ -29,6 +29,9 @@ const ADDED_PER_ANSWER: usize = 48;
 const MAX_INDEXABLE_FIELDS: usize = 100;
 const MAX_FIELD_BYTES: usize = 1024;
 
+/// How long a type with options may be, in bytes: stores look options up by it, and an index takes no text of any length.
+const MAX_OPTIONS_TYPE_BYTES: usize = 2048;
+
 /// How long a lease's name and its holder's id may be, in bytes. Pomerium's are a few words and a UUID.
 const MAX_LEASE_BYTES: usize = 1024;
 
@@ -249,6 +252,21 @@ pub fn server_info(position: Position) -> proto::ServerInfoResponse {
         earliest_record_version: position.earliest_version,
         latest_record_version: position.latest_version,
     }
+}
+
+/// The type whose options are to be set: at most 2 KiB.
+///
+/// # Errors
+///
+/// [`Invalid`] where it is longer.
+pub fn options_type(record_type: String) -> Result<String, Invalid> {
+    if record_type.len() > MAX_OPTIONS_TYPE_BYTES {
+        return Err(Invalid(format!(
+            "type has {} bytes: one with options may have {MAX_OPTIONS_TYPE_BYTES} at most",
+            record_type.len()
+        )));
+    }
+    Ok(record_type)
 }
 
 /// Options as a request has them; absent ones are empty ones.

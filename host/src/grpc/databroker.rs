@@ -126,9 +126,10 @@ impl DataBrokerService for DataBroker {
         request: Request<proto::SetOptionsRequest>,
     ) -> Result<Response<proto::SetOptionsResponse>, Status> {
         let request = request.into_inner();
+        let record_type = convert::options_type(request.r#type)?;
         let options = self
             .0
-            .set_options(request.r#type, convert::options(request.options)?)
+            .set_options(record_type, convert::options(request.options)?)
             .await?;
         Ok(Response::new(proto::SetOptionsResponse {
             options: Some(convert::proto_options(options)),

@@ -1,3 +1,5 @@
+//! Real handshakes: which certificate a client gets and trusts, when files change, and what is wrong with them, in words.
+
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 use std::path::Path;

@@ -459,11 +459,27 @@ async fn new_content_never_comes_with_the_options_of_the_old() {
     );
 }
 
+/// What another host of a shared store does that writes so many records.
+async fn put_elsewhere(store: &Native, records: u32) {
+    let change = |id: u32| Change {
+        key: Key::new("busy", id.to_string()),
+        operation: Operation::Upsert {
+            data: None,
+            network: None,
+        },
+        expected: None,
+    };
+    let batch = Batch {
+        changes: (0..records).map(change).collect(),
+    };
+    store.put(vec![batch], Timestamp::now()).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_store_that_always_says_it_was_pruned_does_not_keep_the_host_busy() {
     let waits = Arc::new(AtomicUsize::new(0));
     let (inner, info) = native(true);
-    let store = Tap::new(inner, {
+    let store = Tap::new(Arc::clone(&inner), {
         let waits = Arc::clone(&waits);
         move |call| {
             waits.fetch_add(usize::from(call.begins("wait")), Ordering::SeqCst);
@@ -477,6 +493,7 @@ async fn a_store_that_always_says_it_was_pruned_does_not_keep_the_host_busy() {
         }
     });
     let _broker = broker_over(store, info, Config::default()).await;
+    put_elsewhere(&inner, 1).await;
     // After a failure the follower pauses, and then begins anew by waiting.
     until("the follower pauses", async || waits.load(Ordering::SeqCst) > 2).await;
 }
@@ -496,18 +513,7 @@ async fn a_log_that_grows_as_fast_as_it_is_read_does_not_keep_the_host_from_othe
             async move {
                 // Another host writes more than fits into the page that is about to be read.
                 if call.begins("changes") && call.record_type.is_none() && grows.load(Ordering::SeqCst) {
-                    let change = |id: u32| Change {
-                        key: Key::new("busy", id.to_string()),
-                        operation: Operation::Upsert {
-                            data: None,
-                            network: None,
-                        },
-                        expected: None,
-                    };
-                    let batch = Batch {
-                        changes: (0..1100).map(change).collect(),
-                    };
-                    inner.put(vec![batch], Timestamp::now()).await.unwrap();
+                    put_elsewhere(&inner, 1100).await;
                 }
                 Ok(())
             }
@@ -519,6 +525,7 @@ async fn a_log_that_grows_as_fast_as_it_is_read_does_not_keep_the_host_from_othe
         capacity: Some(3),
         ..Options::default()
     };
+    put_elsewhere(&inner, 1).await;
     until("the host reads the log", async || pages.load(Ordering::SeqCst) > 1).await;
     inner.set_options("t".to_owned(), Some(kept.clone())).await.unwrap();
     until("the host hears of options that another one has set", async || {

@@ -11,7 +11,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::probe::probe;
 use crate::program::{output, text};
 
 /// An authority of a test's own.
@@ -92,13 +91,14 @@ async fn a_plugin_reaches_granted_https_origins_that_the_machine_trusts_and_no_o
         .map(|(port, _)| format!("get https://localhost:{port}/"))
         .collect();
     let origins = [granted, untrusted, misnamed].map(|port| format!("https://localhost:{port}"));
-    let (lines, origins) = (lines.join("\n"), origins.join(","));
-    let cache = probe().with_file_name("cache");
+    let (script, origins) = (format!("script={}", lines.join("\n")), origins.join(","));
+    let probe = guest_build::build("tests/probe", "probe");
+    let cache = probe.with_file_name("cache");
     let environment = [
         ("GRPC_ADDRESS", "127.0.0.1:0"),
         ("HEALTH_CHECK_ADDR", "off"),
-        ("DATABROKER_STORAGE_TYPE", probe().to_str().unwrap()),
-        ("DATABROKER_STORAGE_CONNECTION_STRING", lines.as_str()),
+        ("DATABROKER_STORAGE_TYPE", probe.to_str().unwrap()),
+        ("DATABROKER_PLUGIN_SETTINGS", script.as_str()),
         ("DATABROKER_PLUGIN_CACHE_DIR", cache.to_str().unwrap()),
         ("DATABROKER_PLUGIN_HTTP_ORIGINS", origins.as_str()),
         ("SSL_CERT_FILE", file.to_str().unwrap()),

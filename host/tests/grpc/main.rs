@@ -19,8 +19,6 @@ mod meta;
 mod metrics;
 mod operate;
 mod postgres;
-#[path = "../probe/mod.rs"]
-mod probe;
 mod program;
 mod server;
 mod shutdown;

@@ -91,6 +91,8 @@ impl Guest for Memory {
             let result = store.put(batches, now, &Host, &|bytes| has_room(bytes.saturating_add(HEADROOM)));
             Ok(wit::PutResult {
                 server_version: result.server_version,
+                // Nobody else sets options here.
+                options_revision: None,
                 batches: result.batches.into_iter().map(batch_result).collect(),
             })
         })

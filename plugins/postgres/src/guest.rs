@@ -303,6 +303,7 @@ impl Guest for Postgres {
         };
         Ok(wit::PutResult {
             server_version: result.server_version,
+            options_revision: Some(result.options_revision),
             batches: result.batches.into_iter().map(batch).collect(),
         })
     }
@@ -325,6 +326,7 @@ impl Guest for Postgres {
                 },
                 wit::Hint::Network(network) => Hint::Network(network),
             }),
+            condition: request.condition,
             after: request.after.map(from_key),
             max_records: request.max_records,
             max_bytes: request.max_bytes,

@@ -17,9 +17,10 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::database::{Data, Database};
+use crate::database::{Data, Database, Row};
+use crate::page::Parameters;
 use crate::record::Position;
-use crate::store::{Error, Store, unsigned};
+use crate::store::{Error, Store, no_row, unsigned};
 
 /// How long a transaction is waited for.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -30,11 +31,21 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The longest between looks.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Where the store stands, and how many changes there are from the horizon up to the newest.
-const POSITION: &str = "SELECT m.server_version, e.earliest, greatest(e.latest, s.floor), \
-    (SELECT count(*) FROM pomerium.record_changes c WHERE c.version > $1 AND c.version <= e.latest) \
+/// Where the store stands, as a list: the server version, the oldest change, the mark that `clear` has left, the newest
+/// change, and how many there are from the horizon, `$1`, up to that.
+const PLACE: &str = "SELECT ARRAY[m.server_version, e.earliest, s.floor, greatest(e.latest, s.floor), \
+    (SELECT count(*) FROM pomerium.record_changes c WHERE c.version > $1 AND c.version <= e.latest)] AS place \
     FROM pomerium.migration_info m, pomerium.host_state s, \
     (SELECT coalesce(min(version), 0) AS earliest, coalesce(max(version), 0) AS latest FROM pomerium.record_changes) e LIMIT 1";
+
+/// Where the store stood at a moment.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// What readers are told. Every change up to the newest was to be seen.
+    pub(crate) position: Position,
+    /// Changes up to here are gone, of whatever type; 0 for none. What `clear` has wiped does not count.
+    pub(crate) pruned: u64,
+}
 
 /// The transactions that may hold versions which nobody sees yet. Locks are listed of all databases of the server, and tables
 /// have the same number in those that were made from one template.
@@ -60,22 +71,60 @@ impl<D: Database, J: Data> Store<D, J> {
 
     /// Where the store stands, with the horizon raised as far as it can be.
     pub(crate) async fn position(&self) -> Result<Position, Error> {
-        let before = self.horizon.get();
-        let mut row = self.one(POSITION, vec![crate::Value::Integer(before)]).await?;
-        let (server_version, earliest, latest, count) = (row.number()?, row.number()?, row.number()?, row.number()?);
-        if latest > before {
-            if latest - before != count {
-                self.settle().await?;
+        let (place, _) = self.read_at_place("SELECT WHERE false", &Parameters::default()).await?;
+        Ok(place.position)
+    }
+
+    /// Runs a statement, and tells where the store stood at the moment that it shows. Its rows come in no certain order.
+    ///
+    /// Where changes are missing below the newest, those who may write them are waited for, and it runs once more. What is
+    /// newer then is left to the next one who reads.
+    pub(crate) async fn read_at_place(
+        &self,
+        statement: &str,
+        parameters: &Parameters,
+    ) -> Result<(Place, Vec<Row>), Error> {
+        let statement = format!(
+            "WITH place AS ({PLACE}), read AS NOT MATERIALIZED ({statement}) \
+             SELECT place.*, read.* FROM place LEFT JOIN read ON false UNION ALL SELECT NULL::bigint[], read.* FROM read"
+        );
+        let mut has_waited = false;
+        loop {
+            let horizon = self.horizon.get();
+            let mut place = None;
+            let mut read = Vec::new();
+            for mut row in self.run(&statement, parameters.with_horizon(horizon)).await? {
+                match row.integers()? {
+                    none if none.is_empty() => read.push(row),
+                    found => place = Some(found),
+                }
+            }
+            let Some(&[server_version, earliest, floor, newest, count]) = place.as_deref() else {
+                return Err(no_row());
+            };
+            // Nobody falls back behind what was seen, not even where Pomerium has wiped its tables.
+            let mut latest = horizon;
+            if newest > horizon {
+                if newest - horizon == count {
+                    latest = newest;
+                } else if !has_waited {
+                    self.settle().await?;
+                    has_waited = true;
+                    self.horizon.set(newest.max(self.horizon.get()));
+                    continue;
+                }
             }
             self.horizon.set(latest.max(self.horizon.get()));
+            // Without any change there was nothing to prune: the newest is kept.
+            let gone = if earliest > 0 { earliest - 1 } else { 0 };
+            let position = Position {
+                server_version: unsigned(server_version),
+                earliest_version: unsigned(earliest.min(latest)),
+                latest_version: unsigned(latest),
+            };
+            let pruned = if gone > floor { unsigned(gone) } else { 0 };
+            return Ok((Place { position, pruned }, read));
         }
-        // Nobody falls back behind what was seen, not even where Pomerium has wiped its tables.
-        let latest = self.horizon.get();
-        Ok(Position {
-            server_version: unsigned(server_version),
-            earliest_version: unsigned(earliest.min(latest)),
-            latest_version: unsigned(latest),
-        })
     }
 
     /// Waits until every transaction that writes now has ended.

@@ -21,17 +21,19 @@
 //! - `schema`: the tables, made or checked
 //! - `record`: rows to records; `json`: data to JSON and back
 //! - `field`: looking records up by what is in their JSON
-//! - `horizon`: how far reading is safe; `read`: get, scan, changes
-//! - `write`: put, evict, clear; `retention`: prune
+//! - `horizon`: how far reading is safe; `page`: records within bounds; `read`: get, scan, changes
+//! - `write`: put, evict, clear, with `write.sql` and `lock.sql`, which are `functions` in the database; `retention`: prune
 //! - `small`: options, leases, checkpoint, services
 //! - `text`: text with the character NUL
 
 mod database;
 mod field;
+mod functions;
 #[cfg(target_arch = "wasm32")]
 mod guest;
 mod horizon;
 mod json;
+mod page;
 mod read;
 mod record;
 mod retention;

@@ -1,11 +1,12 @@
 //! The tables: made where there are none, taken as they are where Pomerium has made them.
 //!
 //! It is Pomerium's schema after all of its migrations, name for name, so that its own processes find what they expect. What
-//! is ours beside it: two tables and some indexes, in the same schema because a role often may not make another one.
+//! is ours beside it: two tables, some indexes and two functions, in the same schema because a role often may not make another one.
 
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::field::OPAQUE;
-use crate::store::{Error, Store, WRITERS, first, unsigned};
+use crate::functions::{Functions, WRITERS};
+use crate::store::{Error, Store, first, unsigned};
 
 /// The number of the last of Pomerium's migrations that is known here.
 const MIGRATION: i64 = 9;
@@ -43,10 +44,10 @@ const TABLES: &[&str] = &[
 ];
 
 /// What is ours, by name. Keys are ordered by their bytes, whatever the database's collation is.
-fn ours() -> [(&'static str, String); 4] {
+fn ours(functions: &Functions) -> Vec<(&str, String)> {
     let opaque = OPAQUE.replace("r.", "");
     let statement = |text: &str| text.to_owned();
-    [
+    let mut ours = vec![
         (
             "host_exact",
             statement(
@@ -66,7 +67,9 @@ fn ours() -> [(&'static str, String); 4] {
             "host_records_opaque",
             format!("CREATE INDEX host_records_opaque ON pomerium.records (type COLLATE \"C\") WHERE {opaque}"),
         ),
-    ]
+    ];
+    ours.extend(functions.each().map(|(name, text)| (name, statement(text))));
+    ours
 }
 
 impl<D: Database, J: Data> Store<D, J> {
@@ -77,14 +80,17 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// [`Error::Configuration`] where the schema is of another version than this knows; otherwise what the database says.
     pub async fn open(database: D, data: J, new_server_version: u64) -> Result<Self, Error> {
-        let sequence = prepare(&database, new_server_version).await?;
+        let functions = Functions::new();
+        let sequence = prepare(&database, &functions, new_server_version).await?;
         let store = Self {
             database,
             data,
             horizon: std::cell::Cell::new(0),
             stalled: std::cell::Cell::new(false),
+            looked_at: std::cell::Cell::new(None),
             swept: std::cell::Cell::new(0),
             sequence,
+            functions,
             opened_at: std::cell::Cell::new(u64::MAX),
             has_company: std::cell::Cell::new(false),
         };
@@ -92,16 +98,14 @@ impl<D: Database, J: Data> Store<D, J> {
         store.opened_at.set(unsigned(store.horizon.get()));
         // Pomerium only writes down which fields are to be indexed.
         for (record_type, options) in store.list_options().await? {
-            if !options.indexable_fields.is_empty() {
-                store.index_fields(&record_type).await;
-            }
+            store.index_fields(&record_type, &options.indexable_fields).await;
         }
         Ok(store)
     }
 }
 
 /// Makes or checks the tables. Gives the name of the sequence that versions come from.
-async fn prepare<D: Database>(database: &D, new_server_version: u64) -> Result<String, Error> {
+async fn prepare<D: Database>(database: &D, functions: &Functions, new_server_version: u64) -> Result<String, Error> {
     let transaction = database.begin().await?;
     let run = async |text: &str, parameters| transaction.run(Query::new(text, parameters)).await;
     // A standby can be read from; it takes no such lock, and makes no tables.
@@ -109,11 +113,12 @@ async fn prepare<D: Database>(database: &D, new_server_version: u64) -> Result<S
     if !standby {
         run("SELECT pg_advisory_xact_lock($1)", vec![Value::Integer(WRITERS)]).await?;
     }
-    let ours = ours();
+    let ours = ours(functions);
     let mut there = first(
         run(
             "SELECT to_regnamespace('pomerium') IS NOT NULL, to_regclass('pomerium.migration_info') IS NOT NULL, \
-             array(SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass('pomerium.' || name) IS NULL)",
+             array(SELECT name FROM unnest($1::text[]) AS name \
+               WHERE to_regclass('pomerium.' || name) IS NULL AND to_regproc('pomerium.' || name) IS NULL)",
             vec![Value::Texts(
                 ours.iter().map(|(name, _)| Some((*name).to_owned())).collect(),
             )],
@@ -123,7 +128,8 @@ async fn prepare<D: Database>(database: &D, new_server_version: u64) -> Result<S
     let (schema, theirs, missing) = (there.boolean()?, there.boolean()?, there.texts()?);
     if standby && !missing.is_empty() {
         return Err(Error::ReadOnly(
-            "the database has no tables yet and is a standby: set target_session_attrs=read-write, or start with the primary".to_owned(),
+            "the database is a standby and lacks what this host needs in it, which the first host on the primary makes: set \
+             target_session_attrs=read-write, or start one there".to_owned(),
         ));
     }
     // A role that may not make schemas may not ask for one that is there either.

@@ -2,9 +2,10 @@
 //!
 //! Times are the database's, which all hosts share.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::database::{Data, Database, Value};
+use crate::page::Parameters;
 use crate::store::{Error, Store, first, signed, unsigned};
 use crate::text;
 
@@ -25,6 +26,9 @@ const KINDS: &[&str] = &[
 
 /// Begins the name of a kind that has none.
 const NAMELESS: &str = "KIND_";
+
+/// A number that changes whenever any type's options do.
+pub(crate) const OPTIONS_REVISION: &str = "(SELECT ('x' || left(md5(coalesce(string_agg(o::text, ' ' ORDER BY o.type), '')), 15))::bit(60)::bigint FROM pomerium.record_options o)";
 
 /// How records of a type are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,25 +87,31 @@ impl<D: Database, J: Data> Store<D, J> {
         /// Looks until the time is over.
         const LOOKS: u32 = 20;
         const PAUSE: Duration = Duration::from_secs(2);
-        let mut observed = self.observe().await?;
+        /// No more looks than one in this time, however often hosts are notified: mostly of what they have written themselves.
+        const LEAST: Duration = Duration::from_millis(5);
         for _ in 0..LOOKS {
+            let since = self.looked_at.get().map_or(LEAST, |at| at.elapsed());
+            if since < LEAST {
+                self.database.sleep(LEAST - since).await;
+            }
+            let observed = self.observe().await?;
+            self.looked_at.set(Some(Instant::now()));
             if observed != seen {
-                break;
+                return Ok(observed);
             }
             self.database.notified(PAUSE).await;
-            observed = self.observe().await?;
         }
-        Ok(observed)
+        self.observe().await
     }
 
     async fn observe(&self) -> Result<Observed, Error> {
-        let position = self.position().await?;
-        let query = "SELECT \
-            (SELECT ('x' || left(md5(coalesce(string_agg(o::text, ' ' ORDER BY o.type), '')), 15))::bit(60)::bigint \
-             FROM pomerium.record_options o), \
-            (SELECT ('x' || left(md5(coalesce(string_agg(s.kind || ' ' || s.endpoint, ' ' ORDER BY s.kind, s.endpoint), '')), 15)) \
-             ::bit(60)::bigint FROM pomerium.services s WHERE s.expires_at > clock_timestamp())";
-        let mut row = self.one(query, Vec::new()).await?;
+        let query = format!(
+            "SELECT {OPTIONS_REVISION} AS options, (SELECT ('x' || left(md5(coalesce(string_agg(s.kind || ' ' || s.endpoint, ' ' ORDER BY s.kind, s.endpoint), '')), 15)) \
+             ::bit(60)::bigint FROM pomerium.services s WHERE s.expires_at > clock_timestamp()) AS services"
+        );
+        let (place, rows) = self.read_at_place(&query, &Parameters::default()).await?;
+        let position = place.position;
+        let mut row = first(rows)?;
         Ok(Observed {
             server_version: position.server_version,
             latest_version: position.latest_version,
@@ -142,7 +152,7 @@ impl<D: Database, J: Data> Store<D, J> {
         let Some(options) = options else {
             let query = format!("WITH gone AS (DELETE FROM pomerium.record_options WHERE type = $1) {notify}");
             self.run(&query, vec![Value::Text(text::store(&record_type))]).await?;
-            self.forget_fields(&record_type).await;
+            self.index_fields(&record_type, &[]).await;
             return Ok(());
         };
         let query = format!(
@@ -163,11 +173,7 @@ impl<D: Database, J: Data> Store<D, J> {
             number(options.ttl),
         ];
         self.run(&query, parameters).await?;
-        if options.indexable_fields.is_empty() {
-            self.forget_fields(&record_type).await;
-        } else {
-            self.index_fields(&record_type).await;
-        }
+        self.index_fields(&record_type, &options.indexable_fields).await;
         Ok(())
     }
 

@@ -1,11 +1,10 @@
 //! The store as a whole, and why its calls fail.
 
 use std::cell::Cell;
+use std::time::Instant;
 
 use crate::database::{Data, Database, Failure, FailureKind, Query, Row, Session, Value};
-
-/// The key of the advisory lock that all writers take: "databrok" in ASCII.
-pub(crate) const WRITERS: i64 = 0x6461_7461_6272_6f6b;
+use crate::functions::Functions;
 
 /// How often a call is tried where transactions of others are in its way.
 const TRIES: usize = 5;
@@ -67,10 +66,14 @@ pub struct Store<D, J> {
     pub(crate) horizon: Cell<i64>,
     /// True once the operator was told of a transaction that hangs, until nothing does.
     pub(crate) stalled: Cell<bool>,
+    /// When it was looked last for what others have done.
+    pub(crate) looked_at: Cell<Option<Instant>>,
     /// Exact bytes that nobody needs any more were looked for up to this version.
     pub(crate) swept: Cell<i64>,
     /// The sequence that versions come from.
     pub(crate) sequence: String,
+    /// Our functions in the database.
+    pub(crate) functions: Functions,
     /// The newest change when the store was opened.
     pub(crate) opened_at: Cell<u64>,
     /// True once a change was seen that is newer and that a process of Pomerium's has written. It stays so: nobody tells
@@ -103,36 +106,29 @@ impl<D: Database, J: Data> Store<D, J> {
         first(self.run(text, parameters).await?)
     }
 
-    /// Begins a transaction that gives versions to changes: it has writing to itself, and keeps Pomerium's processes from it.
+    /// Begins a transaction that gives versions to changes: it has writing to itself, and keeps Pomerium's processes from it
+    /// where there are any.
     pub(crate) async fn begin_changing(&self) -> Result<D::Transaction, Failure> {
-        let transaction = self.begin_writing().await?;
-        if self.has_company.get() {
-            // Pomerium's own processes do not take the writers' lock. Their readers pass by whatever of ours has a lower version
-            // than a change of theirs and is committed after it, and never come back. So they are kept from writing for as long
-            // as this takes, once what they write now is done. A vacuum is not waited for longer than others of their writes
-            // take; then it goes without. Of theirs, a patch may hold a record that is written here and wait for this: then
-            // this gives way, before the server looks for circles (`deadlock_timeout`, 1 s), and is tried again.
-            let lock = "DO $$ BEGIN SET LOCAL lock_timeout = '50ms'; LOCK TABLE pomerium.record_changes IN SHARE MODE; \
-                SET LOCAL lock_timeout = '300ms'; EXCEPTION WHEN lock_not_available THEN NULL; END $$";
-            transaction.run(Query::new(lock, Vec::new())).await?;
-        }
-        Ok(transaction)
+        self.begin_locked(self.has_company.get()).await
     }
 
     /// Begins a transaction that has writing to itself, among hosts.
     pub(crate) async fn begin_writing(&self) -> Result<D::Transaction, Failure> {
+        self.begin_locked(false).await
+    }
+
+    async fn begin_locked(&self, in_company: bool) -> Result<D::Transaction, Failure> {
         let transaction = self.database.begin().await?;
         // In a statement of its own: what comes after it sees what those before it have committed. Whoever holds the lock
         // keeps all hosts from writing. A host whose machine or network is gone tells nobody, so the server ends what waits
-        // in vain for its next statement; between two statements a host does nothing that takes so long. What is written is
-        // found by its key however many there are, so that one plan is right for all; a plan for each would cost the database
-        // more than the write.
-        let lock = Query::new(
-            "SELECT set_config('idle_in_transaction_session_timeout', '5s', true), \
-                set_config('plan_cache_mode', 'force_generic_plan', true), pg_advisory_xact_lock($1)",
-            vec![Value::Integer(WRITERS)],
+        // in vain for its next statement; between two statements a host does nothing that takes so long.
+        let text = format!(
+            "SELECT set_config('idle_in_transaction_session_timeout', '5s', true), pomerium.{}($1)",
+            self.functions.lock
         );
-        transaction.run(lock).await?;
+        transaction
+            .run(Query::new(text, vec![Value::Boolean(in_company)]))
+            .await?;
         Ok(transaction)
     }
 
@@ -147,10 +143,11 @@ impl<D: Database, J: Data> Store<D, J> {
 }
 
 pub(crate) fn first(rows: Vec<Row>) -> Result<Row, Error> {
-    let missing = || {
-        Error::Internal("the database gives no row where there is always one: its schema is not Pomerium's".to_owned())
-    };
-    rows.into_iter().next().ok_or_else(missing)
+    rows.into_iter().next().ok_or_else(no_row)
+}
+
+pub(crate) fn no_row() -> Error {
+    Error::Internal("the database gives no row where there is always one: its schema is not Pomerium's".to_owned())
 }
 
 /// A version or another number, as Postgres has it.

@@ -57,6 +57,14 @@ pub(crate) fn load(stored: String) -> String {
     text
 }
 
+/// A short name for a text: FNV-1a, which is the same everywhere.
+pub(crate) fn digest(text: &str) -> String {
+    let digest = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| {
+        (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{digest:016x}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

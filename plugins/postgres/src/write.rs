@@ -1,16 +1,18 @@
 //! Writing: batches of changes, evictions, wiping.
 //!
-//! A call is one transaction under the writers' lock, and of the transaction one statement writes everything: versions are
-//! taken from Pomerium's sequence in the order of the steps, the change log, the records and our own table get a row each,
-//! and whoever waits is notified at the commit. What the steps do to each other is worked out here before.
+//! A call is one transaction under the writers' lock, in which one function of ours (`write.sql`) writes everything: versions
+//! are taken from Pomerium's sequence in the order of the steps, the change log, the records and our own table get a row each,
+//! and whoever waits is notified at the commit. What the steps do to each other is worked out here before. Most calls need to
+//! know nothing of what is stored, or have a guess that is right, and are that one round trip.
 
 use std::collections::HashMap;
 
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::json;
-use crate::read::{bounded, keys_as_parameters};
-use crate::record::{Key, Position, Record, SIZE, columns};
-use crate::store::{Error, Failed, Store, first, signed, unsigned};
+use crate::page::{Bounds, Page, Parameters, Selection};
+use crate::read::keys_as_parameters;
+use crate::record::{EXACT, Key, Position, Record, SIZE, columns};
+use crate::store::{Error, Failed, Store, first, no_row, signed, unsigned};
 use crate::text;
 
 /// Most bytes of tombstones that a call answers with.
@@ -74,6 +76,8 @@ pub enum Refusal {
 pub struct PutResult {
     /// The server version.
     pub server_version: u64,
+    /// What [`crate::Observed`] says of the options.
+    pub options_revision: u64,
     /// One result per batch.
     pub batches: Vec<Result<Vec<Outcome>, Refusal>>,
 }
@@ -238,11 +242,37 @@ impl Plan {
         *tombstones = tombstones.saturating_add(removed);
         Ok(steps)
     }
+
+    /// What to answer once it is written. `removed` are the records that the database had.
+    fn result(mut self, written: &Written, removed: &mut HashMap<Key, Record>, now: i64) -> PutResult {
+        let version = |place: usize| written.versions.get(place).copied().unwrap_or_default();
+        let mut outcomes = Vec::with_capacity(self.batches.len());
+        for batch in self.batches {
+            outcomes.push(batch.map(|steps| {
+                steps
+                    .into_iter()
+                    .map(|step| match step {
+                        Step::Missing => Outcome::Missing,
+                        Step::Stored(place) => Outcome::Stored(version(place)),
+                        Step::Deleted(place) => {
+                            Outcome::Deleted(tombstone(self.writes.get_mut(place), removed, version(place), now))
+                        }
+                    })
+                    .collect()
+            }));
+        }
+        PutResult {
+            server_version: written.server_version,
+            options_revision: written.options_revision,
+            batches: outcomes,
+        }
+    }
 }
 
 /// What a call has written.
 struct Written {
     server_version: u64,
+    options_revision: u64,
     /// By the places of the writes.
     versions: Vec<u64>,
 }
@@ -258,6 +288,9 @@ impl<D: Database, J: Data> Store<D, J> {
     }
 
     async fn try_put(&self, batches: &[Vec<Change>], now: i64) -> Result<PutResult, Failed> {
+        if let Some(result) = self.put_at_once(batches, now).await? {
+            return Ok(result);
+        }
         let transaction = self.begin_changing().await?;
         let looks = |change: &&Change| change.expected.is_some() || change.operation == Operation::Delete;
         let mut keys: Vec<_> = batches
@@ -268,37 +301,58 @@ impl<D: Database, J: Data> Store<D, J> {
             .collect();
         keys.sort();
         keys.dedup();
-        let stored = if keys.is_empty() {
-            HashMap::new()
-        } else {
-            stored(&transaction, keys).await?
-        };
+        let stored = stored(&transaction, keys).await?;
 
         let mut plan = Plan::of(batches, &stored);
         let mut removed = self.removed(&transaction, &plan.writes, &stored).await?;
-        let written = self.write(&transaction, &mut plan.writes, now).await?;
+        let written = self
+            .write(&transaction, &mut plan.writes, None, false, now)
+            .await?
+            .ok_or_else(no_row)?;
         self.database.commit(transaction).await?;
+        Ok(plan.result(&written, &mut removed, now))
+    }
 
-        let version = |place: usize| written.versions.get(place).copied().unwrap_or_default();
-        let mut outcomes = Vec::with_capacity(plan.batches.len());
-        for batch in plan.batches {
-            outcomes.push(batch.map(|steps| {
-                steps
-                    .into_iter()
-                    .map(|step| match step {
-                        Step::Missing => Outcome::Missing,
-                        Step::Stored(place) => Outcome::Stored(version(place)),
-                        Step::Deleted(place) => {
-                            Outcome::Deleted(tombstone(plan.writes.get_mut(place), &mut removed, version(place), now))
-                        }
-                    })
-                    .collect()
-            }));
+    /// Puts in one round trip what needs no look into the database before: nothing is removed, and every record is as it is
+    /// expected to be, which the database checks. None where that is not so.
+    async fn put_at_once(&self, batches: &[Vec<Change>], now: i64) -> Result<Option<PutResult>, Failed> {
+        let mut stored = HashMap::new();
+        for change in batches.iter().flatten() {
+            if change.operation == Operation::Delete {
+                return Ok(None);
+            }
+            if let Some(version) = change.expected.filter(|version| *version > 0) {
+                stored.entry(change.key.clone()).or_insert((version, 0));
+            }
         }
-        Ok(PutResult {
-            server_version: written.server_version,
-            batches: outcomes,
-        })
+        let mut plan = Plan::of(batches, &stored);
+        if plan.batches.iter().any(Result::is_err) {
+            return Ok(None);
+        }
+        // The plan has no conflict, so that what the first step on a key expects is what all do.
+        let mut expected: HashMap<&Key, Option<u64>> = HashMap::new();
+        for change in batches.iter().flatten() {
+            expected.entry(&change.key).or_insert(change.expected);
+        }
+        let checks = expected.values().any(Option::is_some);
+        let expected: Vec<_> = plan
+            .writes
+            .iter()
+            .map(|write| expected.get(&write.key).copied().flatten().map(signed))
+            .collect();
+        let Some(written) = self
+            .write(
+                &self.database,
+                &mut plan.writes,
+                checks.then_some(expected),
+                self.has_company.get(),
+                now,
+            )
+            .await?
+        else {
+            return Ok(None);
+        };
+        Ok(Some(plan.result(&written, &mut HashMap::new(), now)))
     }
 
     /// The records in the database that are about to be removed.
@@ -320,7 +374,8 @@ impl<D: Database, J: Data> Store<D, J> {
             }
             let query = format!(
                 "SELECT {} FROM unnest($1::text[], $2::text[]) AS k(type, id) \
-                 JOIN pomerium.records r ON r.type = k.type AND r.id = k.id LEFT JOIN pomerium.host_exact d ON d.version = r.version",
+                 CROSS JOIN LATERAL (SELECT * FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id OFFSET 0) r \
+                 {EXACT}",
                 columns("NULL::timestamptz")
             );
             let mut rows = transaction
@@ -334,8 +389,17 @@ impl<D: Database, J: Data> Store<D, J> {
         Ok(removed)
     }
 
-    /// Writes it all.
-    async fn write(&self, transaction: &D::Transaction, writes: &mut [Write], now: i64) -> Result<Written, Failed> {
+    /// Writes it all, in a transaction or as one. Where a record has another version than `expected`, one for each write,
+    /// nothing is written and there is none. `in_company` says that processes of Pomerium's are to be kept from writing, unless
+    /// the transaction does so already.
+    async fn write(
+        &self,
+        session: &impl Session,
+        writes: &mut [Write],
+        expected: Option<Vec<Option<i64>>>,
+        in_company: bool,
+        now: i64,
+    ) -> Result<Option<Written>, Failed> {
         let mut last: HashMap<&Key, usize> = HashMap::new();
         for (place, write) in writes.iter().enumerate() {
             last.insert(&write.key, place);
@@ -372,60 +436,29 @@ impl<D: Database, J: Data> Store<D, J> {
             each(|write| write.network.clone()),
             Value::Booleans(writes.iter().map(|write| Some(write.deleted)).collect()),
             Value::Booleans(is_last),
-            Value::Timestamp(now.div_euclid(1000)),
+            expected.map_or(Value::Null, Value::Integers),
             Value::Integer(now),
             Value::Text(self.sequence.clone()),
+            Value::Boolean(in_company),
         ];
-        /// The last data of what is removed comes from the database where it is not among the parameters; so do its exact
-        /// bytes, if there are any.
-        const WRITE: &str = "WITH input AS MATERIALIZED ( \
-              SELECT nextval($10::regclass) AS version, i.* FROM ( \
-                SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::boolean[], $7::boolean[]) \
-                WITH ORDINALITY AS u(type, id, json, bytes, network, deleted, is_last, n) ORDER BY n) i), \
-            old AS MATERIALIZED ( \
-              SELECT r.type, r.id, r.version, r.data, d.version IS NOT NULL AS exact, d.data AS bytes \
-              FROM input i JOIN pomerium.records r ON r.type = i.type AND r.id = i.id \
-              LEFT JOIN pomerium.host_exact d ON d.version = r.version WHERE i.is_last), \
-            logged AS ( \
-              INSERT INTO pomerium.record_changes (type, id, version, data, modified_at, deleted_at) \
-              SELECT i.type, i.id, i.version, CASE WHEN i.json IS NULL THEN o.data ELSE i.json::jsonb END, $8, \
-                CASE WHEN i.deleted THEN $8 END \
-              FROM input i LEFT JOIN old o ON i.json IS NULL AND o.type = i.type AND o.id = i.id), \
-            exact AS ( \
-              INSERT INTO pomerium.host_exact (version, data, modified_at, deleted_at) \
-              SELECT i.version, CASE WHEN i.json IS NULL THEN o.bytes ELSE i.bytes END, $9, CASE WHEN i.deleted THEN $9 END \
-              FROM input i LEFT JOIN old o ON i.json IS NULL AND o.type = i.type AND o.id = i.id \
-              WHERE i.json IS NOT NULL OR o.exact), \
-            gone AS ( \
-              DELETE FROM pomerium.records r USING input i WHERE i.is_last AND i.deleted AND r.type = i.type AND r.id = i.id), \
-            kept AS ( \
-              INSERT INTO pomerium.records AS r (type, id, version, data, modified_at, index_cidr) \
-              SELECT type, id, version, json::jsonb, $8, network::inet FROM input WHERE is_last AND NOT deleted \
-              ON CONFLICT (type, id) DO UPDATE SET version = EXCLUDED.version, data = EXCLUDED.data, \
-                modified_at = EXCLUDED.modified_at, index_cidr = EXCLUDED.index_cidr WHERE r.version < EXCLUDED.version), \
-            stale AS ( \
-              DELETE FROM pomerium.host_exact d USING old o WHERE d.version = o.version \
-              AND NOT EXISTS (SELECT 1 FROM pomerium.record_changes c WHERE c.version = o.version)) \
-            SELECT m.server_version, (SELECT array_agg(version ORDER BY n) FROM input), \
-              (SELECT pg_notify('pomerium_record_change', '')) FROM pomerium.migration_info m LIMIT 1";
-        if writes.is_empty() {
-            let query = Query::new("SELECT server_version FROM pomerium.migration_info LIMIT 1", Vec::new());
-            let mut row = first(transaction.run(query).await?)?;
-            return Ok(Written {
-                server_version: row.count()?,
-                versions: Vec::new(),
-            });
-        }
-        let mut row = first(transaction.run(Query::new(WRITE, parameters)).await?)?;
-        let server_version = row.count()?;
+        let text = format!(
+            "SELECT server_version, options_revision, versions FROM pomerium.{}($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            self.functions.write
+        );
+        let mut row = first(session.run(Query::new(text, parameters)).await?)?;
+        let (server_version, options_revision) = (row.count()?, row.count()?);
         let versions: Vec<_> = row.integers()?.into_iter().map(unsigned).collect();
+        if versions.is_empty() && !writes.is_empty() {
+            return Ok(None);
+        }
         if versions.len() != writes.len() {
             return Err(Error::Internal("the database has not given a version to every change".to_owned()).into());
         }
-        Ok(Written {
+        Ok(Some(Written {
             server_version,
+            options_revision,
             versions,
-        })
+        }))
     }
 
     /// Removes records that are too old, or too many.
@@ -439,7 +472,7 @@ impl<D: Database, J: Data> Store<D, J> {
 
     async fn try_evict(&self, request: &EvictRequest, now: i64) -> Result<Evicted, Failed> {
         /// More tombstones than this are left for the next call.
-        const BYTES: i64 = 4 << 20;
+        const BYTES: u64 = 4 << 20;
         let transaction = self.begin_changing().await?;
         let threshold = match request.keep {
             None => 0,
@@ -455,35 +488,30 @@ impl<D: Database, J: Data> Store<D, J> {
             }
         };
         let before = request.modified_before.unwrap_or(i64::MIN);
-        let page = "SELECT r.* FROM pomerium.records r LEFT JOIN pomerium.host_exact x ON x.version = r.version WHERE r.type = $1 \
-             AND (r.version <= $2 OR (r.modified_at <= $3 \
-               AND coalesce(x.modified_at, (extract(epoch FROM r.modified_at) * 1000000)::bigint * 1000) < $4)) \
-             ORDER BY r.version LIMIT $5";
-        let rows = format!(
-            "SELECT {}, count(*) OVER () AS total, row_number() OVER w AS n, sum({SIZE}) OVER w AS upto \
-             FROM ({page}) r LEFT JOIN pomerium.host_exact d ON d.version = r.version WINDOW w AS (ORDER BY r.version)",
-            columns("NULL::timestamptz")
-        );
         /// Postgres' first moments; earlier ones would be no time to it.
         const EARLIEST: i64 = -210_000_000_000_000_000;
-        let parameters = vec![
-            Value::Text(text::store(&request.record_type)),
-            Value::Integer(threshold),
-            Value::Timestamp(before.div_euclid(1000).max(EARLIEST)),
-            Value::Integer(before),
-            Value::Integer(i64::from(request.max_records) + 1),
-            Value::Integer(request.max_records.into()),
-            Value::Integer(BYTES),
-        ];
-        let mut rows = transaction
-            .run(Query::new(bounded(&rows, "$6", "$7"), parameters))
-            .await?;
-        let mut records = self.records(&mut rows)?;
-        let total = match rows.first_mut() {
-            Some(row) => row.count()?,
-            None => 0,
+        let mut parameters = Parameters::default();
+        let record_type = parameters.add(Value::Text(text::store(&request.record_type)));
+        let threshold = parameters.add(Value::Integer(threshold));
+        let rounded = parameters.add(Value::Timestamp(before.div_euclid(1000).max(EARLIEST)));
+        let exact = parameters.add(Value::Integer(before));
+        // The database's own times first, so that most are left out without a look at the exact ones.
+        let condition = format!(
+            "r.type = {record_type} AND (r.version <= {threshold} OR r.modified_at <= {rounded}) AND (r.version <= {threshold} \
+             OR coalesce(d.modified_at, (extract(epoch FROM r.modified_at) * 1000000)::bigint * 1000) < {exact})"
+        );
+        let selection = Selection {
+            from: "pomerium.records r",
+            condition: &condition,
+            order: "r.version",
+            deleted_at: "NULL::timestamptz",
         };
-        let more = u64::try_from(records.len()).unwrap_or(u64::MAX) < total;
+        let bounds = Bounds::new(request.max_records, BYTES);
+        let statement = selection.statement(bounds, &mut parameters);
+        let rows = transaction
+            .run(Query::new(statement, parameters.with_horizon(0)))
+            .await?;
+        let Page { mut records, more } = self.cut(rows, bounds)?;
         // What Pomerium has written meanwhile is neither old nor too much.
         let there = stored(&transaction, records.iter().map(|record| record.key.clone()).collect()).await?;
         records.retain(|record| {
@@ -501,7 +529,10 @@ impl<D: Database, J: Data> Store<D, J> {
                 in_database: true,
             })
             .collect();
-        let written = self.write(&transaction, &mut writes, now).await?;
+        let written = self
+            .write(&transaction, &mut writes, None, false, now)
+            .await?
+            .ok_or_else(no_row)?;
         self.database.commit(transaction).await?;
         let more = more && !records.is_empty();
         let tombstones = records
@@ -564,9 +595,10 @@ impl<D: Database, J: Data> Store<D, J> {
 /// Versions and sizes of the records that there are. Pomerium's processes leave them alone until the transaction ends.
 async fn stored(transaction: &impl Session, keys: Vec<Key>) -> Result<HashMap<Key, (u64, u64)>, Failed> {
     let query = format!(
-        "SELECT r.type, r.id, r.version, ({SIZE})::bigint FROM unnest($1::text[], $2::text[]) AS k(type, id) \
-         JOIN pomerium.records r ON r.type = k.type AND r.id = k.id LEFT JOIN pomerium.host_exact d ON d.version = r.version \
-         ORDER BY r.type, r.id FOR UPDATE OF r"
+        "SELECT r.type, r.id, r.version, ({SIZE})::bigint FROM ( \
+            SELECT * FROM unnest($1::text[], $2::text[]) AS u(type, id) ORDER BY type, id) k \
+         CROSS JOIN LATERAL (SELECT * FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id FOR UPDATE) r \
+         {EXACT}"
     );
     let mut stored = HashMap::new();
     for mut row in transaction.run(Query::new(query, keys_as_parameters(&keys))).await? {

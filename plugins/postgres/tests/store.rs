@@ -239,6 +239,7 @@ async fn scan(store: &TestStore) -> Vec<Record> {
         let request = ScanRequest {
             record_type: None,
             hint: None,
+            condition: None,
             after,
             max_records: 2,
             max_bytes: 1 << 20,
@@ -435,6 +436,37 @@ async fn batches_are_atomic_and_deletes_leave_tombstones() {
         (deleted.records[0].data.as_deref(), deleted.through),
         (Some(b"2".as_slice()), 4)
     );
+}
+
+#[tokio::test]
+async fn the_isolation_of_a_role_changes_nothing() {
+    let server = PostgresServer::start().unwrap();
+    server
+        .sql("ALTER ROLE postgres SET default_transaction_isolation = 'repeatable read'")
+        .unwrap();
+    let store = open(&server).await;
+    // Another host clears while a put waits for its turn.
+    let environment = Environment {
+        variable: &|_| None,
+        exists: &|_| false,
+    };
+    let pool = Pool::open(ConnectionString::parse(&server.url(), &environment).unwrap())
+        .await
+        .unwrap();
+    let mut clearing = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    let lock = "SELECT pg_advisory_xact_lock(7233190438146043755)::text";
+    clearing.run(&statement(lock, &[])).await.unwrap();
+    let put = store.put(vec![vec![upsert("t", "x", b"x")]], NOW);
+    let (result, ()) = tokio::join!(put, async {
+        let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        while server.sql(waits).unwrap().trim() != "1" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let clear = "UPDATE pomerium.migration_info SET server_version = 8";
+        clearing.run(&statement(clear, &[])).await.unwrap();
+        clearing.commit().await.unwrap();
+    });
+    assert_eq!(result.unwrap().server_version, 8);
 }
 
 #[tokio::test]
@@ -792,6 +824,7 @@ async fn networks_are_found_by_an_index() {
         let request = ScanRequest {
             record_type: Some("t".to_owned()),
             hint: Some(Hint::Network(network.to_owned())),
+            condition: None,
             after: None,
             max_records: 10,
             max_bytes: 1 << 20,

@@ -17,17 +17,23 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Serves until the process is killed.
-pub(crate) async fn serve(address: SocketAddr, shared_secret: &str) -> anyhow::Result<()> {
+pub(crate) async fn serve(
+    address: SocketAddr,
+    shared_secret: &str,
+    connection_string: Option<String>,
+) -> anyhow::Result<()> {
     let descriptors = Arc::new(Descriptors::built_in()?);
     let (backend, info) = native::Native::open(native::Settings {
-        connection_string: None,
+        connection_string,
         new_server_version: new_server_version(0),
         descriptors: Arc::clone(&descriptors),
     })?;
+    let instruments = Instruments::default();
+    // As the host does: what it costs to count is not the boundary's.
+    let backend = instruments.measure(backend);
     let broker = Broker::start(backend, info, broker::Config::default(), descriptors).await?;
     let listener = TcpListener::bind(address).await?;
     let shared_secret = SharedSecret::parse(shared_secret).context("the shared secret")?;
-    let instruments = Instruments::default();
     let config = server::Config {
         guard: Guard::new(&shared_secret, Arc::clone(&instruments.metrics)),
         grace_period: watch::channel(Duration::from_secs(10)).1,

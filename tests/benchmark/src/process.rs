@@ -43,10 +43,11 @@ impl Server {
         let shared_secret = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 32]>());
         // The port may in theory be taken by another before the server has it; then it says so and ends.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let database = self.postgres.as_ref().map(|postgres| postgres.database()).transpose()?;
+        let database = self.postgres.clone().map(Database::new).transpose()?;
+        let connection_string = database.as_ref().map(Database::connection_string).unwrap_or_default();
         let filled = |text: &String| {
             text.replace("{address}", &address)
-                .replace("{database}", database.as_deref().unwrap_or_default())
+                .replace("{database}", &connection_string)
         };
         let begun = Instant::now();
         let child = Command::new("taskset")
@@ -69,7 +70,7 @@ impl Server {
             child,
             target: Target::new(&address, &shared_secret)?,
             cold_start: Duration::ZERO,
-            postgres: self.postgres.clone(),
+            database,
         };
         loop {
             if let Some(client) = process.answers().await {
@@ -95,7 +96,8 @@ pub(crate) struct Process {
     pub target: Target,
     /// From its start to the first answer.
     pub cold_start: Duration,
-    postgres: Option<Arc<Postgres>>,
+    /// Dropped, and so removed, after the process has been killed.
+    database: Option<Database>,
 }
 
 /// Processor time, in steps of 10 ms.
@@ -127,7 +129,10 @@ impl Process {
 
     /// The processor time that was used until now.
     pub(crate) fn times(&self) -> anyhow::Result<Times> {
-        let database = self.postgres.as_ref().map(|postgres| postgres.processor_time());
+        let database = self
+            .database
+            .as_ref()
+            .map(|database| database.postgres.processor_time());
         Ok(Times {
             server: State::of(self.child.id())?.own,
             database: database.transpose()?.unwrap_or_default(),
@@ -183,14 +188,6 @@ impl Postgres {
         })
     }
 
-    /// Makes an empty database, and gives its connection string.
-    fn database(&self) -> anyhow::Result<String> {
-        let name = format!("benchmark{}", self.databases.fetch_add(1, Ordering::Relaxed));
-        self.server.sql(&format!("CREATE DATABASE {name}"))?;
-        let port = self.server.port();
-        Ok(format!("postgres://{USER}@127.0.0.1:{port}/{name}?sslmode=disable"))
-    }
-
     /// That of its first process, of all that it has waited for, and of those that run.
     fn processor_time(&self) -> anyhow::Result<Duration> {
         let first = State::of(self.process)?;
@@ -207,6 +204,38 @@ impl Postgres {
             }
         }
         Ok(time)
+    }
+}
+
+/// An empty database. It is removed when dropped, so that what Postgres does to it in the background is over before
+/// another server's turn.
+struct Database {
+    postgres: Arc<Postgres>,
+    name: String,
+}
+
+impl Database {
+    fn new(postgres: Arc<Postgres>) -> anyhow::Result<Self> {
+        let name = format!("benchmark{}", postgres.databases.fetch_add(1, Ordering::Relaxed));
+        postgres.server.sql(&format!("CREATE DATABASE {name}"))?;
+        // The one before may have left work, for which this one would be charged.
+        postgres.server.sql("CHECKPOINT")?;
+        Ok(Self { postgres, name })
+    }
+
+    fn connection_string(&self) -> String {
+        let (port, name) = (self.postgres.server.port(), &self.name);
+        format!("postgres://{USER}@127.0.0.1:{port}/{name}?sslmode=disable")
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        // The whole server goes with the run in any case.
+        let _ = self
+            .postgres
+            .server
+            .sql(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
     }
 }
 

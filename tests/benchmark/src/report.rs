@@ -4,15 +4,52 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// The server that others are compared with.
-pub(crate) const STOCK: &str = "stock";
+/// This project's server.
+pub(crate) const HOST: &str = "host";
+/// The host without a plugin.
+pub(crate) const NATIVE: &str = "native";
 /// What gRPC itself costs.
 pub(crate) const BARE: &str = "bare";
+/// The server that others are compared with.
+pub(crate) const STOCK: &str = "stock";
+/// The same, without its tracer.
+pub(crate) const STOCK_WITHOUT_TRACER: &str = "stock without tracer";
+/// All servers, in the order of columns.
+pub(crate) const SERVERS: [&str; 5] = [HOST, NATIVE, BARE, STOCK, STOCK_WITHOUT_TRACER];
+
+/// Where the records were, and what was asked of the figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// All workloads, in memory.
+    Memory,
+    /// All workloads, on Postgres.
+    Postgres,
+    /// How costs grow with what is stored and with streams.
+    Curves,
+}
+
+/// All that a run has measured: what `--json` writes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub kind: Kind,
+    /// The processor's kind, as the system tells it.
+    pub processor: String,
+    /// How many processors there are; the server has one and the load another.
+    pub processors: usize,
+    /// The machine's memory in bytes.
+    pub memory: u64,
+    /// How often all was measured.
+    pub rounds: usize,
+    /// How long each workload was measured in a round.
+    pub seconds: f64,
+    pub measurements: Vec<Measurement>,
+}
 
 /// One measurement of one round.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Measurement {
     pub round: usize,
     pub server: String,
@@ -20,6 +57,8 @@ pub(crate) struct Measurement {
     pub workload: String,
     /// Records in the store at the beginning.
     pub stored: usize,
+    /// Streams that changes were delivered to, where that was what was measured.
+    pub streams: Option<usize>,
     /// Calls, records or deliveries a second.
     pub throughput: Option<f64>,
     /// Microseconds of the server's processor per call, record or delivery.
@@ -29,6 +68,8 @@ pub(crate) struct Measurement {
     /// Latency of a call in microseconds.
     pub p50: Option<f64>,
     pub p99: Option<f64>,
+    /// Records a second that another client read by SyncLatest meanwhile.
+    pub read_beside: Option<f64>,
     /// Resident memory of the server in megabytes (1,000,000 bytes).
     pub memory: Option<f64>,
     /// From the start of the process to its first answer, in milliseconds.
@@ -42,11 +83,13 @@ impl Measurement {
             server: server.to_owned(),
             workload,
             stored,
+            streams: None,
             throughput: None,
             processor: None,
             database: None,
             p50: None,
             p99: None,
+            read_beside: None,
             memory: None,
             start: None,
         }
@@ -66,11 +109,12 @@ pub(crate) fn percentile(latencies: &mut [Duration], rank: f64) -> Option<f64> {
     latencies.get(index).map(|latency| latency.as_secs_f64() * 1e6)
 }
 
-/// A median, and what it is of the stock server's: 0.25 is a quarter.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Compared {
-    pub median: Option<f64>,
-    pub of_stock: Option<f64>,
+/// The median over the rounds, and between what the rounds were.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Median {
+    pub median: f64,
+    pub lowest: f64,
+    pub highest: f64,
 }
 
 /// The medians of one workload on one server.
@@ -78,109 +122,155 @@ pub(crate) struct Compared {
 pub(crate) struct Row {
     pub workload: String,
     pub stored: usize,
+    pub streams: Option<usize>,
     pub server: String,
-    pub throughput: Compared,
-    pub p50: Compared,
-    pub p99: Compared,
+    pub throughput: Option<Median>,
+    pub p50: Option<Median>,
+    pub p99: Option<Median>,
     /// Processor time (µs), memory (MB) or time to start (ms).
-    pub cost: Compared,
-    /// The lowest and the highest cost of the rounds.
-    pub spread: Option<(f64, f64)>,
-    /// `cost` against that of bare gRPC.
-    pub of_bare: Option<f64>,
+    pub cost: Option<Median>,
     /// Processor time of the database (µs).
-    pub database: Compared,
+    pub database: Option<Median>,
+    pub read_beside: Option<Median>,
 }
 
-/// The rows of all measurements, in the order in which they were made.
+/// The rows of all measurements: workloads in the order in which they were made, and of each the servers.
 pub(crate) fn rows(measurements: &[Measurement]) -> Vec<Row> {
     let mut order = Vec::new();
-    let mut groups: BTreeMap<(usize, &str, &str), Vec<&Measurement>> = BTreeMap::new();
+    let mut groups: BTreeMap<_, Vec<&Measurement>> = BTreeMap::new();
     for one in measurements {
         let workload = (one.stored, one.workload.as_str());
         if !order.contains(&workload) {
             order.push(workload);
         }
-        groups
-            .entry((one.stored, &one.workload, &one.server))
-            .or_default()
-            .push(one);
+        groups.entry((workload, one.server.as_str())).or_default().push(one);
     }
-    let mut rows = Vec::new();
-    for (stored, workload) in order {
-        let of_workload: Vec<_> = groups
-            .iter()
-            .filter(|((size, name, _), _)| *size == stored && *name == workload)
-            .collect();
-        let of = |server: &str, figure: Figure| {
-            let (_, group) = of_workload.iter().find(|((_, _, name), _)| *name == server)?;
-            median(group, figure)
-        };
-        for ((_, _, server), group) in &of_workload {
-            let ratio = |other: &str, figure: Figure| {
-                Some(median(group, figure)? / of(other, figure).filter(|other| *other > 0.0)?)
-            };
-            let compared = |figure: Figure| Compared {
-                median: median(group, figure),
-                of_stock: ratio(STOCK, figure),
-            };
-            let cost = compared(Measurement::cost);
-            let costs = group.iter().filter_map(|one| one.cost());
-            rows.push(Row {
+    let workloads = order.into_iter();
+    workloads
+        .flat_map(|workload| SERVERS.map(|server| (workload, server)))
+        .filter_map(|(workload, server)| {
+            let group = groups.get(&(workload, server))?;
+            let (stored, workload) = workload;
+            Some(Row {
                 workload: workload.to_owned(),
                 stored,
-                server: (*server).to_owned(),
-                throughput: compared(|one| one.throughput),
-                p50: compared(|one| one.p50),
-                p99: compared(|one| one.p99),
-                spread: cost.median.map(|_| {
-                    costs.fold((f64::MAX, 0.0_f64), |(low, high), one: f64| {
-                        (low.min(one), high.max(one))
-                    })
-                }),
-                cost,
-                of_bare: ratio(BARE, Measurement::cost),
-                database: compared(|one| one.database),
-            });
-        }
-    }
-    rows
+                streams: group.first().and_then(|one| one.streams),
+                server: server.to_owned(),
+                throughput: median(group, |one| one.throughput),
+                p50: median(group, |one| one.p50),
+                p99: median(group, |one| one.p99),
+                cost: median(group, Measurement::cost),
+                database: median(group, |one| one.database),
+                read_beside: median(group, |one| one.read_beside),
+            })
+        })
+        .collect()
 }
 
-/// One figure of a measurement.
-type Figure = fn(&Measurement) -> Option<f64>;
-
-fn median(group: &[&Measurement], figure: Figure) -> Option<f64> {
+fn median(group: &[&Measurement], figure: impl Fn(&Measurement) -> Option<f64>) -> Option<Median> {
     let mut figures: Vec<f64> = group.iter().filter_map(|one| figure(one)).collect();
     figures.sort_unstable_by(f64::total_cmp);
     let middle = figures.len().checked_sub(1)? / 2;
     let low = *figures.get(middle)?;
     let high = *figures.get(figures.len() / 2)?;
-    Some((low + high) / 2.0)
+    Some(Median {
+        median: f64::midpoint(low, high),
+        lowest: *figures.first()?,
+        highest: *figures.last()?,
+    })
 }
 
-/// The table for people.
+/// How the cost of one workload on one server grows.
+#[derive(Clone, Debug)]
+pub(crate) struct Series {
+    pub name: String,
+    pub server: String,
+    /// Over what: records or streams.
+    pub over: &'static str,
+    /// Costs at so many of them, ascending.
+    pub points: Vec<(usize, Median)>,
+}
+
+/// The series that rows make: a delivery's cost over streams, all others over records.
+pub(crate) fn series(rows: &[Row]) -> Vec<Series> {
+    let mut all: Vec<Series> = Vec::new();
+    for row in rows {
+        let Some(cost) = row.cost else { continue };
+        let (name, over, place) = match row.streams {
+            Some(streams) => ("Fan-out, per delivery", "streams", streams),
+            None => (row.workload.as_str(), "records", row.stored),
+        };
+        let known = all
+            .iter_mut()
+            .find(|series| series.name == name && series.server == row.server);
+        if let Some(series) = known {
+            series.points.push((place, cost));
+            series.points.sort_unstable_by_key(|(place, _)| *place);
+        } else {
+            all.push(Series {
+                name: name.to_owned(),
+                server: row.server.clone(),
+                over,
+                points: vec![(place, cost)],
+            });
+        }
+    }
+    all
+}
+
+/// A figure of a row.
+pub(crate) type Figure = fn(&Row) -> Option<Median>;
+
+/// The median of one server as a part of another's, for the same workload: 0.25 is a quarter.
+pub(crate) fn ratio(rows: &[Row], row: &Row, other: &str, figure: Figure) -> Option<f64> {
+    let other = rows
+        .iter()
+        .find(|one| one.server == other && one.workload == row.workload && one.stored == row.stored)?;
+    let other = figure(other)?.median;
+    (other > 0.0).then_some(figure(row)?.median / other)
+}
+
+/// The table for people who watch.
 pub(crate) fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header([
-        "workload", "records", "server", "a second", "p50 µs", "p99 µs", "cost", "spread", "of bare", "database",
+        "workload",
+        "records",
+        "server",
+        "a second",
+        "p50 µs",
+        "p99 µs",
+        "cost",
+        "spread",
+        "of bare",
+        "database",
+        "read beside",
     ]);
     for row in rows {
+        let compared = |figure: Figure| {
+            let Some(value) = figure(row) else {
+                return String::new();
+            };
+            match ratio(rows, row, STOCK, figure) {
+                Some(ratio) => format!("{} ({})", number(value.median), part(ratio)),
+                None => number(value.median),
+            }
+        };
         let spread = row
-            .spread
-            .map(|(low, high)| format!("{}-{}", figure(Some(low)), figure(Some(high))));
-        let ratio = row.of_bare.map(|ratio| format!("{ratio:.2}"));
+            .cost
+            .map(|cost| format!("{}-{}", number(cost.lowest), number(cost.highest)));
         table.add_row([
             row.workload.clone(),
             row.stored.to_string(),
             row.server.clone(),
-            compared(row.throughput),
-            compared(row.p50),
-            compared(row.p99),
-            compared(row.cost),
+            compared(|row| row.throughput),
+            compared(|row| row.p50),
+            compared(|row| row.p99),
+            compared(|row| row.cost),
             spread.unwrap_or_default(),
-            ratio.unwrap_or_default(),
-            compared(row.database),
+            ratio(rows, row, BARE, |row| row.cost).map(part).unwrap_or_default(),
+            compared(|row| row.database),
+            compared(|row| row.read_beside),
         ]);
     }
     for column in table.column_iter_mut().skip(3) {
@@ -189,20 +279,29 @@ pub(crate) fn table(rows: &[Row]) -> Table {
     table
 }
 
-fn compared(value: Compared) -> String {
-    match value.of_stock {
-        Some(ratio) => format!("{} ({ratio:.2})", figure(value.median)),
-        None => figure(value.median),
+/// Three digits that matter, and all before the point.
+pub(crate) fn number(value: f64) -> String {
+    match value {
+        value if value >= 100.0 => whole(value.round() as usize),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
     }
 }
 
-/// Three digits that matter.
-fn figure(value: Option<f64>) -> String {
-    match value {
-        None => String::new(),
-        Some(value) if value >= 100.0 => format!("{value:.0}"),
-        Some(value) if value >= 10.0 => format!("{value:.1}"),
-        Some(value) => format!("{value:.2}"),
+/// With a comma at each thousand.
+pub(crate) fn whole(value: usize) -> String {
+    match (value / 1000, value % 1000) {
+        (0, rest) => rest.to_string(),
+        (thousands, rest) => format!("{},{rest:03}", whole(thousands)),
+    }
+}
+
+/// A part of something.
+pub(crate) fn part(ratio: f64) -> String {
+    match ratio {
+        ratio if ratio < 0.1 => format!("{ratio:.3}"),
+        ratio if ratio < 10.0 => format!("{ratio:.2}"),
+        ratio => number(ratio),
     }
 }
 
@@ -219,18 +318,32 @@ mod tests {
             ..Measurement::new(round, server, "Get".to_owned(), 10)
         };
         let measurements = [
-            measurement(0, "host", 30.0),
+            measurement(0, HOST, 30.0),
             measurement(0, STOCK, 100.0),
-            measurement(1, "host", 20.0),
+            measurement(1, HOST, 20.0),
             measurement(1, STOCK, 80.0),
-            measurement(2, "host", 90.0),
+            measurement(2, HOST, 90.0),
         ];
         let rows = rows(&measurements);
-        let host = rows.iter().find(|row| row.server == "host").unwrap();
-        assert_eq!(host.cost.median, Some(30.0));
-        assert_eq!(host.spread, Some((20.0, 90.0)));
-        assert_eq!(host.cost.of_stock, Some(30.0 / 90.0));
-        assert_eq!(host.of_bare, None);
+        let servers: Vec<_> = rows.iter().map(|row| row.server.as_str()).collect();
+        assert_eq!(servers, [HOST, STOCK]);
+        let host = rows.first().unwrap();
+        let cost: Figure = |row| row.cost;
+        let expected = Median {
+            median: 30.0,
+            lowest: 20.0,
+            highest: 90.0,
+        };
+        assert_eq!(cost(host), Some(expected));
+        assert_eq!(ratio(&rows, host, STOCK, cost), Some(30.0 / 90.0));
+        assert_eq!(ratio(&rows, host, BARE, cost), None);
+    }
+
+    #[test]
+    fn numbers_have_three_digits_that_matter() {
+        let numbers = [0.0, 0.123, 12.34, 123.4, 1234.4, 1_034_567.0].map(number);
+        assert_eq!(numbers, ["0.00", "0.12", "12.3", "123", "1,234", "1,034,567"]);
+        assert_eq!([0.0031, 0.5, 12.34].map(part), ["0.003", "0.50", "12.3"]);
     }
 
     #[test]

@@ -1,17 +1,18 @@
-//! The workloads: what Pomerium's processes do to a databroker, one thing at a time.
+//! The workloads: what Pomerium's processes do to a databroker, one thing at a time; and what is done at how many records.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use databroker_benchmark::session;
 use databroker_proto::databroker::*;
 use futures::future::try_join_all;
 use prost_types::value::Kind as ValueKind;
 use prost_types::{FieldMask, Struct, Value};
 
-use crate::client::Client;
+use crate::client::{Client, Target};
 use crate::process::{Process, Times};
 
 /// Callers that share a connection, as those of one of Pomerium's processes do.
@@ -23,15 +24,22 @@ const STREAMS_PER_CONNECTION: usize = 100;
 /// Records in one Put while a store is filled.
 const FILLING: usize = 100;
 
+/// How long leases are taken for.
+const LEASE: prost_types::Duration = prost_types::Duration { seconds: 30, nanos: 0 };
+
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
+    /// The start of the process, until its first answer.
+    ColdStart,
+    /// The memory that the server has once it was filled.
+    Memory,
     /// Get of one record.
     Get,
-    /// Get, while another client reads all records by SyncLatest again and again.
-    GetDuringSyncLatest,
     /// Put of so many new records a call.
     Put(usize),
+    /// Put of a record that is there: the store keeps its size, so that this shows what that costs.
+    Overwrite,
     /// Patch of `accessed_at` of one record.
     Patch,
     /// Query of one record by its id.
@@ -44,12 +52,21 @@ pub(crate) enum Work {
     QueryUnindexed,
     /// Query by a text that nothing has.
     QueryText,
+    /// A lease is acquired and released.
+    AcquireLease,
     /// Renewal of a lease.
     RenewLease,
     /// SyncLatest of all records.
     SyncLatest,
     /// Sync from the first change to the last.
     Replay,
+    /// Of ten calls six Gets, a Put, a Patch, a Query by an indexed field and a renewal of a lease.
+    Mixed {
+        /// Calls a second.
+        rate: usize,
+        /// While another client reads all records by SyncLatest again and again.
+        during_sync_latest: bool,
+    },
     /// Puts, delivered to so many Sync streams.
     FanOut(usize),
 }
@@ -73,38 +90,67 @@ impl Workload {
             callers => format!("{callers} callers"),
         };
         match self.work {
+            Work::ColdStart => "Cold start, ms".to_owned(),
+            Work::Memory => "Memory, MB".to_owned(),
             Work::Get => format!("Get, {callers}"),
-            Work::GetDuringSyncLatest => format!("Get, {callers}, during SyncLatest"),
             Work::Put(1) => format!("Put of one, {callers}"),
             Work::Put(batch) => format!("Put of {batch}, {callers}, per record"),
+            Work::Overwrite => format!("Put over a record, {callers}"),
             Work::Patch => format!("Patch, {callers}"),
             Work::QueryId => format!("Query by id, {callers}"),
             Work::QueryIndexed => format!("Query by indexed field, {callers}"),
             Work::QueryPage => format!("Query of a page, no filter, {callers}"),
             Work::QueryUnindexed => "Query by unindexed field, per record".to_owned(),
             Work::QueryText => "Query by text, per record".to_owned(),
+            Work::AcquireLease => format!("Lease acquired and released, {callers}"),
             Work::RenewLease => format!("Lease renewal, {callers}"),
             Work::SyncLatest => "SyncLatest, per record".to_owned(),
             Work::Replay => "Replay of changes, per record".to_owned(),
+            Work::Mixed { during_sync_latest, .. } => if during_sync_latest {
+                MIXED_DURING_SYNC_LATEST
+            } else {
+                MIXED
+            }
+            .to_owned(),
+            Work::FanOut(1) => "Fan-out to 1 stream, per delivery".to_owned(),
             Work::FanOut(streams) => format!("Fan-out to {streams} streams, per delivery"),
         }
     }
 }
 
-/// All workloads, in the order in which they run on one server: those that write come last.
-pub(crate) const ALL: [Workload; 20] = [
+/// The names of the two that are compared with each other.
+pub(crate) const MIXED: &str = "Mixed load";
+pub(crate) const MIXED_DURING_SYNC_LATEST: &str = "Mixed load, during SyncLatest";
+
+/// What is done to a fresh server that holds so many records, in this order: what writes comes last.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    /// Records that are stored before.
+    pub stored: usize,
+    pub workloads: Vec<Workload>,
+}
+
+/// What leaves the store as it is.
+const READING: [Workload; 14] = [
+    Workload::new(Work::ColdStart, 1),
     Workload::new(Work::Get, 1),
     Workload::new(Work::Get, 64),
+    Workload::new(Work::QueryId, 1),
     Workload::new(Work::QueryId, 16),
     Workload::new(Work::QueryIndexed, 1),
     Workload::new(Work::QueryIndexed, 16),
+    Workload::new(Work::QueryPage, 1),
     Workload::new(Work::QueryPage, 4),
     Workload::new(Work::QueryUnindexed, 1),
     Workload::new(Work::QueryText, 1),
+    Workload::new(Work::AcquireLease, 16),
+    Workload::new(Work::RenewLease, 1),
     Workload::new(Work::RenewLease, 16),
-    Workload::new(Work::SyncLatest, 1),
-    Workload::new(Work::Replay, 1),
-    Workload::new(Work::GetDuringSyncLatest, 16),
+];
+
+/// What changes records, or adds to them.
+const WRITING: [Workload; 8] = [
+    Workload::new(Work::Patch, 1),
     Workload::new(Work::Patch, 64),
     Workload::new(Work::Put(1), 1),
     Workload::new(Work::Put(1), 64),
@@ -112,8 +158,86 @@ pub(crate) const ALL: [Workload; 20] = [
     Workload::new(Work::Put(100), 64),
     Workload::new(Work::FanOut(1), 1),
     Workload::new(Work::FanOut(100), 1),
-    Workload::new(Work::FanOut(1000), 1),
 ];
+
+/// What reads everything.
+const WHOLE: [Workload; 2] = [Workload::new(Work::SyncLatest, 1), Workload::new(Work::Replay, 1)];
+
+/// The mixed load by itself and beside a SyncLatest, at a rate that Pomerium's server can serve, too: above it every call
+/// would have to wait for those before, and the longer the more there were.
+const fn mixed(rate: usize) -> [Workload; 2] {
+    let alone = Work::Mixed {
+        rate,
+        during_sync_latest: false,
+    };
+    let beside = Work::Mixed {
+        rate,
+        during_sync_latest: true,
+    };
+    [Workload::new(alone, 16), Workload::new(beside, 16)]
+}
+
+/// All workloads in memory. Calls are measured at so many records, what reads everything at ten times as many, and memory at
+/// ten and fifty times as many.
+pub(crate) fn in_memory(records: usize) -> Vec<Step> {
+    let memory = [Workload::new(Work::Memory, 1)];
+    vec![
+        Step {
+            stored: records,
+            workloads: [&READING[..], &WRITING, &[Workload::new(Work::FanOut(1000), 1)]].concat(),
+        },
+        Step {
+            stored: 10 * records,
+            workloads: [&memory[..], &WHOLE, &mixed(1000)].concat(),
+        },
+        Step {
+            stored: 50 * records,
+            workloads: memory.to_vec(),
+        },
+    ]
+}
+
+/// All workloads on Postgres: without memory, in which the records are not, and without 1,000 streams, which take Pomerium's
+/// server six minutes. It finds an indexed field there by looking at all records, so the mixed load has no more than calls.
+pub(crate) fn on_postgres(records: usize) -> Vec<Step> {
+    vec![
+        Step {
+            stored: records,
+            workloads: [&READING[..], &mixed(200), &WRITING].concat(),
+        },
+        Step {
+            stored: 10 * records,
+            workloads: WHOLE.to_vec(),
+        },
+    ]
+}
+
+/// What shows that the cost of an operation does not depend on how much is stored, at each of these numbers of records, or
+/// on how many streams there are.
+pub(crate) fn curves(records: &[usize], streams: &[usize]) -> Vec<Step> {
+    let mut steps: Vec<Step> = records
+        .iter()
+        .map(|&stored| Step {
+            stored,
+            workloads: vec![
+                Workload::new(Work::Memory, 1),
+                Workload::new(Work::Get, 64),
+                Workload::new(Work::QueryId, 16),
+                Workload::new(Work::QueryIndexed, 16),
+                Workload::new(Work::QueryPage, 4),
+                Workload::new(Work::RenewLease, 16),
+                Workload::new(Work::SyncLatest, 1),
+                Workload::new(Work::Overwrite, 64),
+            ],
+        })
+        .collect();
+    if let Some(first) = steps.first_mut() {
+        first
+            .workloads
+            .extend(streams.iter().map(|&streams| Workload::new(Work::FanOut(streams), 1)));
+    }
+    steps
+}
 
 /// What a workload did.
 #[derive(Debug, Default)]
@@ -126,6 +250,8 @@ pub(crate) struct Done {
     pub elapsed: Duration,
     /// The processor time that went into it.
     pub times: Times,
+    /// Records that another client read meanwhile, where one did.
+    pub read_beside: Option<u64>,
 }
 
 /// Puts so many sessions, and an index on their users.
@@ -159,77 +285,43 @@ pub(crate) async fn fill(process: &Process, count: usize) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// How much is done of a workload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// For how long calls are made.
+    pub duration: Duration,
+    /// How many Puts are delivered to streams.
+    pub puts: usize,
+}
+
 /// Runs a workload on a server that holds so many sessions.
 pub(crate) async fn run(
     workload: &Workload,
     process: &Process,
     stored: usize,
     fresh: &AtomicUsize,
-    duration: Duration,
+    effort: Effort,
 ) -> anyhow::Result<Done> {
     let runner = Runner {
         process,
         stored,
         fresh,
-        duration,
+        effort,
         callers: workload.callers,
     };
-    let page = |filter: Option<Struct>, query: &str| QueryRequest {
-        r#type: session::TYPE.to_owned(),
-        query: query.to_owned(),
-        limit: 10,
-        filter,
-        ..QueryRequest::default()
-    };
     match workload.work {
+        // Both are known without anything being done here.
+        Work::ColdStart | Work::Memory => Ok(Done::default()),
         Work::Get => runner.calls(1, |client, number| get(client, number % stored)).await,
-        Work::GetDuringSyncLatest => {
-            let client = process.target.connect().await?;
-            let reader = tokio::spawn(async move {
-                loop {
-                    if read_latest(client.clone()).await.is_err() {
-                        break;
-                    }
-                }
-            });
-            let done = runner.calls(1, |client, number| get(client, number % stored)).await;
-            reader.abort();
-            // What the reading cost is in the processor's time, too, so a cost per Get would mean nothing.
-            done.map(|done| Done {
-                times: Times::default(),
-                ..done
-            })
-        }
-        Work::Put(batch) => {
+        Work::Put(batch) => runner.calls(batch, |client, _| put(client, fresh, batch)).await,
+        Work::Overwrite => {
             runner
-                .calls(batch, |mut client, _| async move {
-                    let first = fresh.fetch_add(batch, Ordering::Relaxed);
-                    let records = (first..first + batch).map(session::record).collect();
-                    let answer = client.put(PutRequest { records }).await?.into_inner();
-                    ensure!(
-                        answer.records.len() == batch,
-                        "Put answered {} records",
-                        answer.records.len()
-                    );
-                    Ok(())
+                .calls(1, |client, number| {
+                    put_records(client, vec![session::record(number % stored)])
                 })
                 .await
         }
-        Work::Patch => {
-            runner
-                .calls(1, |mut client, number| async move {
-                    let request = PatchRequest {
-                        records: vec![session::accessed(number % stored)],
-                        field_mask: Some(FieldMask {
-                            paths: vec!["accessed_at".to_owned()],
-                        }),
-                    };
-                    let answer = client.patch(request).await?.into_inner();
-                    ensure!(answer.records.len() == 1, "Patch found nothing");
-                    Ok(())
-                })
-                .await
-        }
+        Work::Patch => runner.calls(1, |client, number| patch(client, number % stored)).await,
         Work::QueryId => {
             let filter = |number: usize| equals("id", &session::id(number % stored));
             runner
@@ -237,12 +329,11 @@ pub(crate) async fn run(
                 .await
         }
         Work::QueryIndexed => {
-            let filter = |number: usize| equals("user_id", &session::user_id(number % stored));
             runner
-                .calls(1, |client, number| query(client, page(Some(filter(number)), ""), 1))
+                .calls(1, |client, number| query_user(client, number % stored))
                 .await
         }
-        Work::QueryPage => runner.calls(1, |client, _| query(client, page(None, ""), 10)).await,
+        Work::QueryPage => runner.calls(1, |client, _| query_page(client, stored)).await,
         Work::QueryUnindexed => {
             let request = page(Some(equals("idp_id", "no such provider")), "");
             runner
@@ -255,9 +346,48 @@ pub(crate) async fn run(
                 .calls(stored, |client, _| query(client, request.clone(), 0))
                 .await
         }
-        Work::RenewLease => runner.leases().await,
+        Work::AcquireLease => runner.calls(1, acquire_and_release).await,
+        Work::RenewLease => {
+            let leases = runner.leases().await?;
+            runner
+                .calls(1, |client, number| renew(client, Arc::clone(&leases), number))
+                .await
+        }
         Work::SyncLatest => runner.whole(read_latest).await,
         Work::Replay => runner.whole(read_changes).await,
+        Work::Mixed {
+            rate,
+            during_sync_latest,
+        } => {
+            let leases = runner.leases().await?;
+            let reader = if during_sync_latest {
+                Some(Reader::start(process.target.clone()).await?)
+            } else {
+                None
+            };
+            let mixed = |client: Client, number: usize| {
+                let leases = Arc::clone(&leases);
+                async move {
+                    match number % 10 {
+                        0 => put(client, fresh, 1).await,
+                        1 => patch(client, number % stored).await,
+                        2 => query_user(client, number % stored).await,
+                        3 => renew(client, leases, number).await,
+                        _ => get(client, number % stored).await,
+                    }
+                }
+            };
+            let read = || reader.as_ref().map(Reader::records);
+            let before = read();
+            let mut done = runner.paced(rate, mixed).await?;
+            done.read_beside = read().zip(before).map(|(after, before)| after - before);
+            if let Some(reader) = reader {
+                reader.stop()?;
+                // What the reading cost is in the processor's time, too, so a cost per call would mean nothing.
+                done.times = Times::default();
+            }
+            Ok(done)
+        }
         Work::FanOut(streams) => runner.fan_out(streams).await,
     }
 }
@@ -268,7 +398,7 @@ struct Runner<'a> {
     stored: usize,
     /// The number of the next record that is not there.
     fresh: &'a AtomicUsize,
-    duration: Duration,
+    effort: Effort,
     callers: usize,
 }
 
@@ -279,9 +409,8 @@ impl Runner<'_> {
         F: Future<Output = anyhow::Result<()>>,
     {
         let clients = self.connect(self.callers, CALLERS_PER_CONNECTION).await?;
-        let number = AtomicUsize::new(0);
-        // Scattered over the store, the same in each run.
-        let next = || number.fetch_add(1, Ordering::Relaxed).wrapping_mul(7919);
+        let numbers = Numbers::default();
+        let next = || numbers.next();
         for client in &clients {
             call(client.clone(), next()).await?;
         }
@@ -291,7 +420,7 @@ impl Runner<'_> {
             let (call, next) = (&call, &next);
             async move {
                 let mut latencies = Vec::new();
-                while begun.elapsed() < self.duration {
+                while begun.elapsed() < self.effort.duration {
                     let called = Instant::now();
                     call(client.clone(), next()).await?;
                     latencies.push(called.elapsed());
@@ -305,39 +434,69 @@ impl Runner<'_> {
             latencies,
             elapsed: begun.elapsed(),
             times: self.process.times()? - before,
+            read_beside: None,
         })
     }
 
-    async fn leases(&self) -> anyhow::Result<Done> {
+    /// So many calls a second, spread over the callers, until the time is up. A call that is made late because the one
+    /// before took so long counts from when it was due: otherwise the server would be asked less while it is slow.
+    async fn paced<F>(&self, rate: usize, call: impl Fn(Client, usize) -> F) -> anyhow::Result<Done>
+    where
+        F: Future<Output = anyhow::Result<()>>,
+    {
+        let clients = self.connect(self.callers, CALLERS_PER_CONNECTION).await?;
+        let numbers = Numbers::default();
+        for client in &clients {
+            call(client.clone(), numbers.next()).await?;
+        }
+        let between = Duration::from_secs(1) / u32::try_from(rate)?;
+        let before = self.process.times()?;
+        let begun = Instant::now();
+        let callers = (0..).zip(&clients).map(|(place, client)| {
+            let (call, numbers) = (&call, &numbers);
+            async move {
+                let mut latencies = Vec::new();
+                let mut due = begun + between * place;
+                while due < begun + self.effort.duration {
+                    let mut called = due;
+                    if Instant::now() < due {
+                        tokio::time::sleep_until(due.into()).await;
+                        // The timer is late by up to a millisecond, which is not the server's doing.
+                        called = Instant::now();
+                    }
+                    call(client.clone(), numbers.next()).await?;
+                    latencies.push(called.elapsed());
+                    due += between * u32::try_from(self.callers)?;
+                }
+                anyhow::Ok(latencies)
+            }
+        });
+        let latencies = try_join_all(callers).await?.concat();
+        Ok(Done {
+            operations: u64::try_from(latencies.len())?,
+            latencies,
+            elapsed: begun.elapsed(),
+            times: self.process.times()? - before,
+            read_beside: None,
+        })
+    }
+
+    /// A lease for each caller.
+    async fn leases(&self) -> anyhow::Result<Arc<Vec<(String, String)>>> {
         let mut client = self.process.target.connect().await?;
-        let duration = prost_types::Duration { seconds: 30, nanos: 0 };
         let mut leases = Vec::new();
         for caller in 0..self.callers {
             let name = format!("lease-{caller}-{}", self.fresh.fetch_add(1, Ordering::Relaxed));
             let request = AcquireLeaseRequest {
                 name: name.clone(),
-                duration: Some(duration),
+                duration: Some(LEASE),
             };
             leases.push((name, client.acquire_lease(request).await?.into_inner().id));
         }
-        let leases = Arc::new(leases);
-        self.calls(1, |mut client, number| {
-            let leases = Arc::clone(&leases);
-            async move {
-                let (name, id) = leases.get(number % leases.len()).context("no lease")?.clone();
-                let request = RenewLeaseRequest {
-                    name,
-                    id,
-                    duration: Some(duration),
-                };
-                client.renew_lease(request).await?;
-                Ok(())
-            }
-        })
-        .await
+        Ok(Arc::new(leases))
     }
 
-    /// Reads everything, again until the time is up. The reading gives the number of records.
+    /// Reads everything, again until the time is up, which is a call. The reading gives the number of records.
     async fn whole<F>(&self, read: impl Fn(Client) -> F) -> anyhow::Result<Done>
     where
         F: Future<Output = anyhow::Result<u64>>,
@@ -346,8 +505,11 @@ impl Runner<'_> {
         let before = self.process.times()?;
         let begun = Instant::now();
         let mut operations = 0;
-        while begun.elapsed() < self.duration {
+        let mut latencies = Vec::new();
+        while begun.elapsed() < self.effort.duration {
+            let called = Instant::now();
             let read = read(client.clone()).await?;
+            latencies.push(called.elapsed());
             ensure!(
                 read >= u64::try_from(self.stored)?,
                 "{read} of {} records came",
@@ -357,15 +519,16 @@ impl Runner<'_> {
         }
         Ok(Done {
             operations,
-            latencies: Vec::new(),
+            latencies,
             elapsed: begun.elapsed(),
             times: self.process.times()? - before,
+            read_beside: None,
         })
     }
 
-    /// Puts that streams see: 2,000, or fewer where there are so many streams that it would take minutes.
+    /// Puts that streams see, one after the other; done once every stream has all. The latency is that of a Put.
     async fn fan_out(&self, streams: usize) -> anyhow::Result<Done> {
-        let puts = 2000.min(200_000 / streams);
+        let puts = self.effort.puts;
         let mut client = self.process.target.connect().await?;
         let info = client.server_info(()).await?.into_inner();
         let clients = self.connect(streams, STREAMS_PER_CONNECTION).await?;
@@ -394,18 +557,21 @@ impl Runner<'_> {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let before = self.process.times()?;
         let begun = Instant::now();
+        let mut latencies = Vec::new();
         for _ in 0..puts {
-            let records = vec![session::record(self.fresh.fetch_add(1, Ordering::Relaxed))];
-            client.put(PutRequest { records }).await?;
+            let called = Instant::now();
+            put(client.clone(), self.fresh, 1).await?;
+            latencies.push(called.elapsed());
         }
         for reader in readers {
             reader.await??;
         }
         Ok(Done {
             operations: u64::try_from(streams * puts)?,
-            latencies: Vec::new(),
+            latencies,
             elapsed: begun.elapsed(),
             times: self.process.times()? - before,
+            read_beside: None,
         })
     }
 
@@ -421,6 +587,61 @@ impl Runner<'_> {
     }
 }
 
+/// Numbers of calls, scattered over the store, the same in each run.
+#[derive(Default)]
+struct Numbers(AtomicUsize);
+
+impl Numbers {
+    fn next(&self) -> usize {
+        self.0.fetch_add(1, Ordering::Relaxed).wrapping_mul(7919)
+    }
+}
+
+/// Another client, which reads all records by SyncLatest again and again: in a thread of its own, so that it does not keep
+/// the callers from their answers.
+struct Reader {
+    records: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Reader {
+    /// Returns once records come.
+    async fn start(target: Target) -> anyhow::Result<Self> {
+        let (records, ended) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let (count, end) = (Arc::clone(&records), Arc::clone(&ended));
+        let reading = async move {
+            let mut client = target.connect().await?;
+            while !end.load(Ordering::Relaxed) {
+                let mut stream = client.sync_latest(all_latest()).await?.into_inner();
+                while !end.load(Ordering::Relaxed) && stream.message().await?.is_some() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Ok(())
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::spawn(move || runtime.block_on(reading));
+        let reader = Self { records, ended, thread };
+        while reader.records() == 0 && !reader.thread.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(reader)
+    }
+
+    /// How many have come.
+    fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// Fails if the reading has failed at any time.
+    fn stop(self) -> anyhow::Result<()> {
+        self.ended.store(true, Ordering::Relaxed);
+        let outcome = self.thread.join();
+        outcome.map_err(|_| anyhow!("the reader of everything panicked"))?
+    }
+}
+
 async fn get(mut client: Client, number: usize) -> anyhow::Result<()> {
     let request = GetRequest {
         r#type: session::TYPE.to_owned(),
@@ -431,21 +652,93 @@ async fn get(mut client: Client, number: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Puts so many new ones.
+async fn put(client: Client, fresh: &AtomicUsize, count: usize) -> anyhow::Result<()> {
+    let first = fresh.fetch_add(count, Ordering::Relaxed);
+    put_records(client, (first..first + count).map(session::record).collect()).await
+}
+
+async fn put_records(mut client: Client, records: Vec<Record>) -> anyhow::Result<()> {
+    let count = records.len();
+    let answered = client.put(PutRequest { records }).await?.into_inner().records.len();
+    ensure!(answered == count, "Put answered {answered} of {count} records");
+    Ok(())
+}
+
+async fn patch(mut client: Client, number: usize) -> anyhow::Result<()> {
+    let request = PatchRequest {
+        records: vec![session::accessed(number)],
+        field_mask: Some(FieldMask {
+            paths: vec!["accessed_at".to_owned()],
+        }),
+    };
+    let answer = client.patch(request).await?.into_inner();
+    ensure!(answer.records.len() == 1, "Patch found nothing");
+    Ok(())
+}
+
+async fn acquire_and_release(mut client: Client, number: usize) -> anyhow::Result<()> {
+    let name = format!("lease-{number}");
+    let request = AcquireLeaseRequest {
+        name: name.clone(),
+        duration: Some(LEASE),
+    };
+    let id = client.acquire_lease(request).await?.into_inner().id;
+    client.release_lease(ReleaseLeaseRequest { name, id }).await?;
+    Ok(())
+}
+
+async fn renew(mut client: Client, leases: Arc<Vec<(String, String)>>, number: usize) -> anyhow::Result<()> {
+    let (name, id) = leases.get(number % leases.len()).context("no lease")?.clone();
+    let request = RenewLeaseRequest {
+        name,
+        id,
+        duration: Some(LEASE),
+    };
+    client.renew_lease(request).await?;
+    Ok(())
+}
+
+async fn query_user(client: Client, number: usize) -> anyhow::Result<()> {
+    let filter = equals("user_id", &session::user_id(number));
+    query(client, page(Some(filter), ""), 1).await
+}
+
+/// The first ten.
+fn page(filter: Option<Struct>, query: &str) -> QueryRequest {
+    QueryRequest {
+        r#type: session::TYPE.to_owned(),
+        query: query.to_owned(),
+        limit: 10,
+        filter,
+        ..QueryRequest::default()
+    }
+}
+
+/// A server that finds less than there is would look fast.
 async fn query(mut client: Client, request: QueryRequest, expected: usize) -> anyhow::Result<()> {
     let found = client.query(request).await?.into_inner().records.len();
-    // The bare server answers as many as the limit allows, and Pomerium's answers nothing to some filters.
+    // The bare server knows no field, and answers one record to any filter.
     ensure!(
-        found <= 10 && (found > 0 || expected != 10),
-        "Query answered {found} records"
+        found == expected || (found, expected) == (1, 0),
+        "Query answered {found} records and not {expected}"
+    );
+    Ok(())
+}
+
+/// The first ten of so many, which the answer has to count.
+async fn query_page(mut client: Client, stored: usize) -> anyhow::Result<()> {
+    let answer = client.query(page(None, "")).await?.into_inner();
+    let (found, total) = (answer.records.len(), answer.total_count);
+    ensure!(
+        found == stored.min(10) && total == i64::try_from(stored)?,
+        "Query answered {found} records, and that there are {total} of {stored}"
     );
     Ok(())
 }
 
 async fn read_latest(mut client: Client) -> anyhow::Result<u64> {
-    let request = SyncLatestRequest {
-        r#type: session::TYPE.to_owned(),
-    };
-    let mut stream = client.sync_latest(request).await?.into_inner();
+    let mut stream = client.sync_latest(all_latest()).await?.into_inner();
     let mut count = 0;
     while let Some(message) = stream.message().await? {
         count += u64::from(matches!(
@@ -454,6 +747,12 @@ async fn read_latest(mut client: Client) -> anyhow::Result<u64> {
         ));
     }
     Ok(count)
+}
+
+fn all_latest() -> SyncLatestRequest {
+    SyncLatestRequest {
+        r#type: session::TYPE.to_owned(),
+    }
 }
 
 async fn read_changes(mut client: Client) -> anyhow::Result<u64> {

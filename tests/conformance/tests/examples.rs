@@ -13,30 +13,10 @@ use databroker_host::component::Source;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rust() {
-    let folder = example("rust-backend");
-    let mut build = Command::new(env!("CARGO"));
-    build.args([
-        "build",
-        "--release",
-        "--locked",
-        "--target",
-        "wasm32-wasip2",
-        "--target-dir",
-        "target",
-    ]);
-    // What this build sets for itself is not the example's.
-    for (name, _) in std::env::vars() {
-        if (name.starts_with("CARGO_") && name != "CARGO_HOME")
-            || name.starts_with("RUSTFLAGS")
-            || name.starts_with("RUSTC_")
-        {
-            build.env_remove(name);
-        }
-    }
-    run(build.current_dir(&folder));
-    plugin_passes(Source::File(
-        folder.join("target/wasm32-wasip2/release/rust_backend.wasm"),
-    ))
+    plugin_passes(Source::File(guest_build::build(
+        "examples/rust-backend",
+        "rust-backend",
+    )))
     .await;
 }
 

@@ -47,9 +47,9 @@ func plugin() string {
 	return "postgres"
 }
 
-// newDatabase makes an empty database that goes when the test has ended, and returns its connection string; "" where
+// NewDatabase makes an empty database that goes when the test has ended, and returns its connection string; "" where
 // tests do not run on Postgres.
-func newDatabase(t testing.TB) string {
+func NewDatabase(t testing.TB) string {
 	t.Helper()
 	server := os.Getenv(postgresVariable)
 	if server == "" || Stock() {

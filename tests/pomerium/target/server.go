@@ -124,7 +124,7 @@ func Start(t testing.TB, options Options) *Server {
 			t.Fatalf("making a shared secret: %v", err)
 		}
 	}
-	server.database = newDatabase(t)
+	server.database = NewDatabase(t)
 	t.Cleanup(server.end)
 	server.start()
 	return server

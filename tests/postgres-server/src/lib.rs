@@ -14,6 +14,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+mod bouncer;
+
+pub use bouncer::{PgBouncer, PoolMode};
+
 /// The superuser that every server has.
 pub const USER: &str = "postgres";
 
@@ -26,6 +30,8 @@ pub struct Options {
     pub tls: Option<Tls>,
     /// More lines for `postgresql.conf`.
     pub configuration: Vec<String>,
+    /// A disk for its log of changes alone, of which it then keeps as little as it can.
+    pub log_disk: Option<PathBuf>,
     /// Lines for `pg_hba.conf` in place of the usual ones, first match first.
     pub access: Vec<String>,
 }
@@ -83,6 +89,14 @@ impl PostgresServer {
             server.write(&file, password)?;
             initdb.push("--pwfile".into());
             initdb.push(file.into());
+        }
+        if let Some(disk) = &options.log_disk {
+            let folder = disk.join("log");
+            std::fs::create_dir(&folder)?;
+            server.give(&folder)?;
+            initdb.push("--wal-segsize=1".into());
+            initdb.push("--waldir".into());
+            initdb.push(folder.into());
         }
         server.run("initdb", &initdb)?;
         server.configure(options)?;
@@ -212,30 +226,42 @@ impl PostgresServer {
         std::fs::read_to_string(self.folder.path().join("log")).context("the server has no log")
     }
 
-    /// Runs statements as the superuser over the Unix socket, and gives what `psql` prints, unaligned and without titles.
+    /// Runs statements in one transaction as the superuser, and gives what `psql` prints, unaligned and without titles.
     ///
     /// # Errors
     ///
     /// If one fails.
     pub fn sql(&self, statements: &str) -> Result<String> {
-        let output = self.run(
-            "psql",
-            &[
-                OsString::from("--no-psqlrc"),
-                "--quiet".into(),
-                "--tuples-only".into(),
-                "--no-align".into(),
-                "--set=ON_ERROR_STOP=1".into(),
-                "--host".into(),
-                self.folder.path().into(),
-                format!("--port={}", self.port).into(),
-                format!("--username={USER}").into(),
-                "--dbname=postgres".into(),
-                "--command".into(),
-                statements.into(),
-            ],
-        )?;
-        Ok(output.trim_end().to_owned())
+        self.psql(&["--command".into(), statements.into()])
+    }
+
+    /// Runs statements one after the other, each by itself, as they are run that are pasted into `psql`; and gives what it prints.
+    ///
+    /// # Errors
+    ///
+    /// If one fails.
+    pub fn script(&self, statements: &str) -> Result<String> {
+        let file = self.folder.path().join("script");
+        self.write(&file, statements)?;
+        self.psql(&["--file".into(), file.into()])
+    }
+
+    /// Runs `psql` over the Unix socket.
+    fn psql(&self, what: &[OsString]) -> Result<String> {
+        let mut arguments = vec![
+            OsString::from("--no-psqlrc"),
+            "--quiet".into(),
+            "--tuples-only".into(),
+            "--no-align".into(),
+            "--set=ON_ERROR_STOP=1".into(),
+            "--host".into(),
+            self.folder.path().into(),
+            format!("--port={}", self.port).into(),
+            format!("--username={USER}").into(),
+            "--dbname=postgres".into(),
+        ];
+        arguments.extend_from_slice(what);
+        Ok(self.run("psql", &arguments)?.trim_end().to_owned())
     }
 
     /// An empty folder that the server's user owns, and a free port.
@@ -269,6 +295,10 @@ impl PostgresServer {
                 self.write(&self.data().join("clients.crt"), authority)?;
                 lines.push("ssl_ca_file = 'clients.crt'".to_owned());
             }
+        }
+        if options.log_disk.is_some() {
+            // Files that were used before would be room.
+            lines.extend(["min_wal_size = 2MB", "max_wal_size = 8MB", "wal_recycle = off"].map(str::to_owned));
         }
         lines.extend(options.configuration.iter().cloned());
         let file = self.data().join("postgresql.conf");
@@ -411,6 +441,12 @@ impl SmallDisk {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(Self { folder })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Fills it to the last byte.

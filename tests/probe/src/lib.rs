@@ -1,5 +1,7 @@
-//! A plugin for tests. When its store is opened it does what the lines of the connection string say, each one question to the
+//! A plugin for tests. When its store is opened it does what the lines of its setting `script` say, each one question to the
 //! host, and fails with what came of them. It has no store.
+
+mod database;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,11 +13,12 @@ use bindings::exports::databroker::storage::store::{
     Change, ChangesPage, ChangesRequest, Checkpoint, EvictRequest, Evicted, Guest, LeaseRequest, Observed, Options,
     Pruned, PutResult, ScanPage, ScanRequest, Service, Settings, Statistics, StoreInfo, TypedOptions,
 };
+use database::Database;
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{Fields, Method, OutgoingRequest, Scheme};
 
 mod bindings {
-    wit_bindgen::generate!({ path: "../../wit/storage-0.1.0", world: "backend" });
+    wit_bindgen::generate!({ path: "../../wit/storage-0.1.0", world: "sql-backend" });
     export!(Probe with_types_in self);
     use super::Probe;
 }
@@ -23,8 +26,7 @@ mod bindings {
 struct Probe;
 
 /// Does what a line says, and says what came of it.
-fn ask(line: &str) -> Result<String, String> {
-    let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+fn ask(verb: &str, rest: &str) -> Result<String, String> {
     let kind = |error: std::io::Error| format!("{:?}", error.kind());
     match verb {
         "setting" => Ok(format!("{:?}", config::get_setting(rest))),
@@ -110,12 +112,18 @@ fn none<T>() -> Answer<T> {
 
 impl Guest for Probe {
     async fn open(settings: Settings) -> Answer<StoreInfo> {
-        let lines = settings.connection_string.unwrap_or_default();
-        let outcomes = lines.lines().map(|line| match ask(line) {
-            Ok(outcome) => outcome,
-            Err(error) => format!("failed: {error}"),
-        });
-        Err(Error::Configuration(outcomes.collect::<Vec<_>>().join(" | ")))
+        // Where its database is, it is never shown.
+        let mut outcomes = Vec::from_iter(settings.connection_string);
+        let mut database = Database::default();
+        for line in config::get_setting("script").unwrap_or_default().lines() {
+            let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+            let outcome = match database.ask(verb, rest).await {
+                Some(outcome) => outcome,
+                None => ask(verb, rest).unwrap_or_else(|error| format!("failed: {error}")),
+            };
+            outcomes.push(outcome);
+        }
+        Err(Error::Configuration(outcomes.join(" | ")))
     }
 
     async fn close() -> Answer<()> {

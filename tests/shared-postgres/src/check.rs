@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
+use crate::clear;
 use crate::history::{Answer, Asked, Call, Change, Content, History, Reader};
 
 /// What is wrong.
@@ -32,7 +33,7 @@ pub enum Kind {
     Stale,
     /// A reader of Sync was not given a change.
     Missing,
-    /// A reader of Sync was given a change twice.
+    /// A reader of Sync was given a change twice, or an answer has a record twice.
     Duplicate,
     /// A reader of Sync was given an older change after a newer one.
     Disorder,
@@ -44,6 +45,12 @@ pub enum Kind {
     LeaseLost,
     /// Nobody can hold a lease, and yet it was refused.
     LeaseStuck,
+    /// A Clear has kept the server version, or somebody was shown another one than there was at that time.
+    OldServer,
+    /// What was there before a Clear was seen after it.
+    Survived,
+    /// A stream went on after a Clear.
+    NotEnded,
 }
 
 /// Something that is wrong, and where.
@@ -67,7 +74,10 @@ const LINGERS: Duration = Duration::from_secs(90);
 /// Everything that is wrong with a history; nothing where it is as it must be.
 #[must_use]
 pub fn check(history: &History) -> Vec<Violation> {
+    let violations = clear::check(history);
+    let history = &clear::after_the_last(history);
     let mut checker = Checker::new(history);
+    checker.violations = violations;
     checker.log();
     checker.writes();
     checker.order();
@@ -87,6 +97,8 @@ struct Checker<'a> {
     versions: HashMap<&'a str, Vec<u64>>,
     /// Which version a text was written with, by text and record.
     applied: HashMap<(&'a str, &'a str), u64>,
+    /// When the call of a version was made, as far as it is known which that was.
+    asked: HashMap<u64, Duration>,
     violations: Vec<Violation>,
 }
 
@@ -101,6 +113,7 @@ impl<'a> Checker<'a> {
             changes: history.log.iter().map(|change| (change.version, change)).collect(),
             versions,
             applied: HashMap::new(),
+            asked: HashMap::new(),
             violations: Vec::new(),
         }
     }
@@ -120,7 +133,7 @@ impl<'a> Checker<'a> {
                 Asked::Put { ids, text } => puts.extend(ids.iter().map(|id| (text.as_str(), id.as_str()))),
                 Asked::Patch { id, field, text } => drop(patches.insert((text, id), *field)),
                 Asked::Delete { id } => *deletes.entry(id).or_default() += 1,
-                Asked::Get { .. } | Asked::Latest | Asked::Hold { .. } | Asked::Release { .. } => {}
+                _ => {}
             }
         }
         let mut now: HashMap<&str, &Content> = HashMap::new();
@@ -198,7 +211,7 @@ impl<'a> Checker<'a> {
                 Asked::Put { ids, text } => (ids, Some(text)),
                 Asked::Patch { id, text, .. } => (std::slice::from_ref(id), Some(text)),
                 Asked::Delete { id } => (std::slice::from_ref(id), None),
-                Asked::Get { .. } | Asked::Latest | Asked::Hold { .. } | Asked::Release { .. } => continue,
+                _ => continue,
             };
             match &call.answer {
                 Answer::Written(versions) => {
@@ -306,6 +319,11 @@ impl<'a> Checker<'a> {
     /// Nobody reads what is older than what anybody knew before.
     fn reads(&mut self) {
         let history = self.history;
+        for call in &history.calls {
+            let versions = self.versions_of(call);
+            self.asked
+                .extend(versions.into_iter().map(|version| (version, call.began)));
+        }
         // When somebody knew that a record had reached a version.
         let mut known: Vec<(Duration, &str, u64)> = Vec::new();
         for call in &history.calls {
@@ -321,7 +339,7 @@ impl<'a> Checker<'a> {
                     known.extend(versions.first().map(|version| (call.ended, id.as_str(), *version)));
                 }
                 (Asked::Get { id }, Answer::Found(Some((version, _)))) => known.push((call.ended, id, *version)),
-                (Asked::Latest, Answer::All { records, .. }) => {
+                (_, Answer::All { records, .. }) => {
                     known.extend(
                         records
                             .iter()
@@ -358,20 +376,29 @@ impl<'a> Checker<'a> {
             match (&call.asked, &call.answer) {
                 (Asked::Get { id }, Answer::Found(found)) => {
                     let found = found.as_ref().map(|(version, content)| (*version, content));
-                    self.read(call, id, found, floors.get(id.as_str()).copied().unwrap_or(0));
+                    self.read(call, id, found, floors.get(id.as_str()).copied().unwrap_or(0), None);
                 }
-                (Asked::Latest, Answer::All { through, records }) => {
+                (asked, Answer::All { through, records, .. }) => {
                     if *through < highest {
                         let text = format!(
-                            "SyncLatest of host {} at {:?} is as new as {through}; {highest} was known before",
+                            "{asked:?} of host {} at {:?} is as new as {through}; {highest} was known before",
                             call.host, call.began
                         );
                         self.report(Kind::Stale, text);
                     }
+                    let filter = match asked {
+                        Asked::Query { filter } => filter.as_ref(),
+                        _ => None,
+                    };
+                    let count = records.len();
                     let records: HashMap<_, _> = records
                         .iter()
                         .map(|(id, version, content)| (id.as_str(), (*version, content)))
                         .collect();
+                    if records.len() < count {
+                        let text = format!("{asked:?} of host {} at {:?} has a record twice", call.host, call.began);
+                        self.report(Kind::Duplicate, text);
+                    }
                     let ids: HashSet<&str> = self.versions.keys().chain(records.keys()).copied().collect();
                     for id in ids {
                         let of_snapshot = self
@@ -379,7 +406,7 @@ impl<'a> Checker<'a> {
                             .get(id)
                             .and_then(|versions| versions.iter().rev().find(|version| *version <= through).copied());
                         let floor = floors.get(id).copied().unwrap_or(0).max(of_snapshot.unwrap_or(0));
-                        self.read(call, id, records.get(id).copied(), floor);
+                        self.read(call, id, records.get(id).copied(), floor, filter);
                     }
                 }
                 _ => {}
@@ -387,13 +414,21 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// A record as it was read, where it had reached a version before.
-    fn read(&mut self, call: &Call, id: &str, found: Option<(u64, &Content)>, floor: u64) {
+    /// A record as it was read, where it had reached a version before. With a filter only what has the text is to be found.
+    fn read(
+        &mut self,
+        call: &Call,
+        id: &str,
+        found: Option<(u64, &Content)>,
+        floor: u64,
+        filter: Option<&(usize, String)>,
+    ) {
+        let is_wanted = |Content(texts): &Content| filter.is_none_or(|(field, text)| texts.get(*field) == Some(text));
         let place = format!("read by {:?} of host {} at {:?}", call.asked, call.host, call.began);
         match found {
             Some((version, content)) => {
                 let row = self.changes.get(&version).filter(|row| row.id == id);
-                if row.and_then(|row| row.content.as_ref()) != Some(content) {
+                if row.and_then(|row| row.content.as_ref()) != Some(content) || !is_wanted(content) {
                     let text = format!("{id} with version {version} and {content:?}, {place}: the log has {row:?}");
                     self.report(Kind::Invented, text);
                 } else if version < floor {
@@ -403,10 +438,19 @@ impl<'a> Checker<'a> {
             }
             None if floor > 0 => {
                 let versions = self.versions.get(id).map_or(&[] as &[u64], Vec::as_slice);
-                let is_deletion = |version: &u64| self.changes.get(version).is_some_and(|row| row.content.is_none());
-                if !versions.iter().filter(|version| **version >= floor).any(is_deletion) {
-                    let text =
-                        format!("no {id}, {place}: version {floor} was known before, and no deletion came after it");
+                // One that was not asked for yet cannot have been seen.
+                let is_in_time = |version: &&u64| {
+                    let asked = self.asked.get(*version);
+                    **version >= floor && asked.is_none_or(|asked| *asked < call.ended)
+                };
+                let is_without = |version: &u64| {
+                    let content = self.changes.get(version).map(|row| row.content.as_ref());
+                    content.is_some_and(|content| content.is_none_or(|content| !is_wanted(content)))
+                };
+                if !versions.iter().filter(is_in_time).any(is_without) {
+                    let text = format!(
+                        "no {id}, {place}: version {floor} was known before, and nothing came after it that is not to be found"
+                    );
                     self.report(Kind::Stale, text);
                 }
             }
@@ -599,6 +643,20 @@ mod tests {
         }
     }
 
+    fn with(field: usize, text: &str) -> Asked {
+        Asked::Query {
+            filter: Some((field, text.to_owned())),
+        }
+    }
+
+    fn all(through: u64, records: &[(String, u64, Content)]) -> Answer {
+        Answer::All {
+            server_version: 1,
+            through,
+            records: records.to_vec(),
+        }
+    }
+
     fn content(first: &str, second: &str) -> Content {
         Content([first.to_owned(), second.to_owned()])
     }
@@ -638,7 +696,7 @@ mod tests {
                 call(50, 60, delete("b"), written(&[15])),
                 call(61, 62, get("b"), Answer::Found(None)),
                 call(70, 80, put(&["b"], "p2"), written(&[16])),
-                call(85, 95, Asked::Latest, Answer::All { through: 16, records }),
+                call(85, 95, Asked::Latest, all(16, &records)),
                 call(100, 110, put(&["a"], "p3"), unknown()),
                 call(100, 110, put(&["a"], "p4"), unknown()),
                 call(120, 130, delete("c"), written(&[0])),
@@ -648,8 +706,14 @@ mod tests {
                 call(50, 60, hold("x", true), Answer::Granted),
                 call(100, 110, release("x"), Answer::Granted),
                 call(105, 115, hold("y", false), Answer::Granted),
+                call(96, 98, Asked::Query { filter: None }, all(16, &records)),
+                call(96, 98, with(0, "q1"), all(16, &records[..1])),
+                call(96, 98, with(1, "p1"), all(16, &[])),
             ],
+            server_version: 1,
             readers: vec![Reader {
+                server_version: 1,
+                ended: None,
                 after: 9,
                 changes: log.iter().map(|change| (at(200), change.clone())).collect(),
                 resumed: 1,
@@ -660,16 +724,49 @@ mod tests {
         }
     }
 
+    /// The same a second later, after a Clear, a put that it has removed, and one beside it.
+    fn good_after_clear() -> History {
+        let mut history = good();
+        for call in &mut history.calls {
+            call.began += at(1000);
+            call.ended += at(1000);
+        }
+        for (when, _) in &mut history.readers[0].changes {
+            *when += at(1000);
+        }
+        let before = Answer::All {
+            server_version: 7,
+            through: 5,
+            records: vec![("z".to_owned(), 5, content("p0", "p0"))],
+        };
+        history.calls.extend([
+            call(0, 10, put(&["z"], "p0"), Answer::Written(vec![5])),
+            call(12, 15, Asked::Latest, before),
+            call(20, 30, Asked::Clear, Answer::Cleared { before: 7, after: 1 }),
+            call(25, 35, put(&["d"], "p9"), Answer::Written(vec![6])),
+        ]);
+        history.readers.push(Reader {
+            server_version: 7,
+            after: 4,
+            changes: vec![(at(11), change(5, "z", Some(content("p0", "p0"))))],
+            resumed: 0,
+            ended: Some(at(31)),
+            gave_up: None,
+        });
+        history
+    }
+
     #[test]
-    fn nothing_is_wrong_with_a_good_history() {
+    fn nothing_is_wrong_with_good_histories() {
         assert_eq!(check(&good()), Vec::new());
+        assert_eq!(check(&good_after_clear()), Vec::new());
     }
 
     #[test]
     fn each_kind_of_violation_is_seen() {
         use Kind::{
-            Disorder, Duplicate, GaveUp, Invented, LeaseLost, LeaseStuck, Lost, Missing, Order, Repeated, Split, Stale,
-            Torn, TwoHolders,
+            Disorder, Duplicate, GaveUp, Invented, LeaseLost, LeaseStuck, Lost, Missing, NotEnded, OldServer, Order,
+            Repeated, Split, Stale, Survived, Torn, TwoHolders,
         };
         /// What a history is made wrong by, how, and the kinds that are seen.
         type Case = (&'static str, fn(&mut History), &'static [Kind]);
@@ -685,13 +782,14 @@ mod tests {
         }
         /// Another row is in the log and with all readers.
         fn add(history: &mut History, row: Change) {
-            history.readers[0].changes.push((at(200), row.clone()));
+            let when = history.readers[0].changes[0].0;
+            history.readers[0].changes.push((when, row.clone()));
             history.log.push(row);
             history.log.sort_by_key(|change| change.version);
             history.readers[0].changes.sort_by_key(|(_, change)| change.version);
         }
         let cases: &[Case] = &[
-            ("an acknowledged put is gone", |h| lose(h, 16), &[Lost, Invented]),
+            ("an acknowledged put is gone", |h| lose(h, 16), &[Lost, Invented, Stale]),
             (
                 "an acknowledged delete is gone",
                 |h| {
@@ -744,6 +842,7 @@ mod tests {
                     h.log[3] = torn.clone();
                     h.readers[0].changes[3].1 = torn;
                     h.calls.remove(7);
+                    h.calls.truncate(16);
                 },
                 &[Torn, Lost],
             ),
@@ -810,7 +909,7 @@ mod tests {
                 "a snapshot lacks a record",
                 |h| {
                     let records = vec![("a".to_owned(), 14, content("q1", "q2"))];
-                    answer(h, 7, Answer::All { through: 16, records });
+                    answer(h, 7, all(16, &records));
                 },
                 &[Stale],
             ),
@@ -818,9 +917,35 @@ mod tests {
                 "a snapshot is too old",
                 |h| {
                     let records = vec![("a".to_owned(), 14, content("q1", "q2"))];
-                    answer(h, 7, Answer::All { through: 15, records });
+                    answer(h, 7, all(15, &records));
                 },
                 &[Stale],
+            ),
+            ("a query lacks a record", |h| answer(h, 18, all(16, &[])), &[Stale]),
+            (
+                "a query has what it was not asked for",
+                |h| {
+                    let records = vec![("b".to_owned(), 16, content("p2", "p2"))];
+                    answer(h, 19, all(16, &records));
+                },
+                &[Invented],
+            ),
+            (
+                "a query has what a record was before",
+                |h| {
+                    let records = vec![("a".to_owned(), 10, content("p1", "p1"))];
+                    answer(h, 19, all(16, &records));
+                },
+                &[Stale],
+            ),
+            ("a query is too old", |h| answer(h, 19, all(15, &[])), &[Stale]),
+            (
+                "a query has a record twice",
+                |h| {
+                    let record = ("a".to_owned(), 14, content("q1", "q2"));
+                    answer(h, 18, all(16, &[record.clone(), record]));
+                },
+                &[Duplicate],
             ),
             (
                 "a change is missing",
@@ -887,9 +1012,105 @@ mod tests {
                 &[LeaseStuck],
             ),
         ];
+        /// Of a history with a Clear: what comes before the Clear is behind all of the above.
+        const BEFORE: usize = 20;
+        const CLEAR: usize = BEFORE + 2;
+        let cleared: &[Case] = &[
+            (
+                "Clear keeps the server version",
+                |h| answer(h, CLEAR, Answer::Cleared { before: 7, after: 7 }),
+                &[OldServer],
+            ),
+            (
+                "Clear knows of another server version than there was",
+                |h| answer(h, CLEAR, Answer::Cleared { before: 8, after: 1 }),
+                &[OldServer],
+            ),
+            (
+                "a host answers with the server version from before",
+                |h| {
+                    let records = vec![("a".to_owned(), 14, content("q1", "q2"))];
+                    let old = Answer::All {
+                        server_version: 7,
+                        through: 16,
+                        records,
+                    };
+                    h.calls.push(call(1096, 1098, with(0, "q1"), old));
+                },
+                &[OldServer],
+            ),
+            (
+                "the server version is another in the end",
+                |h| h.server_version = 9,
+                &[OldServer],
+            ),
+            (
+                "a record from before is in the log",
+                |h| add(h, change(19, "a", Some(content("p0", "p0")))),
+                &[Survived, Invented],
+            ),
+            (
+                "a record from before is read",
+                |h| {
+                    h.calls.push(call(
+                        1140,
+                        1150,
+                        get("z"),
+                        Answer::Found(Some((5, content("p0", "p0")))),
+                    ))
+                },
+                &[Survived, Invented],
+            ),
+            (
+                "a record from before is found",
+                |h| {
+                    let records = vec![("z".to_owned(), 5, content("p0", "p0"))];
+                    h.calls.push(call(1096, 1098, with(0, "p0"), all(16, &records)));
+                },
+                &[Survived, Invented],
+            ),
+            (
+                "a stream has a change from before",
+                |h| {
+                    let old = (at(1200), change(5, "z", Some(content("p0", "p0"))));
+                    h.readers[0].changes.insert(0, old);
+                },
+                &[Survived, Invented, Disorder],
+            ),
+            ("a stream is not ended", |h| h.readers[1].ended = None, &[NotEnded]),
+            (
+                "a stream goes on beyond",
+                |h| {
+                    let new = (at(1015), change(10, "a", Some(content("p1", "p1"))));
+                    h.readers[1].changes.push(new);
+                },
+                &[NotEnded],
+            ),
+            (
+                "a stream cannot go on from before",
+                |h| h.readers[1].gave_up = Some("ABORTED".to_owned()),
+                &[GaveUp],
+            ),
+            (
+                "half of a put beside the Clear is gone",
+                |h| {
+                    h.calls
+                        .push(call(25, 35, put(&["d", "e"], "p8"), Answer::Written(vec![7, 8])));
+                    add(h, change(17, "e", Some(content("p8", "p8"))));
+                },
+                &[Split],
+            ),
+            (
+                "an acknowledged put after the Clear is gone",
+                |h| lose(h, 16),
+                &[Lost, Invented, Stale],
+            ),
+        ];
         let (mut seen, mut wrong) = (HashSet::new(), Vec::new());
-        for (name, doctor, expected) in cases {
-            let mut history = good();
+        let cases = cases.iter().map(|case| (good(), case));
+        for (mut history, (name, doctor, expected)) in
+            cases.chain(cleared.iter().map(|case| (good_after_clear(), case)))
+        {
             doctor(&mut history);
             let violations = check(&history);
             let kinds: HashSet<Kind> = violations.iter().map(|violation| violation.kind).collect();
@@ -901,7 +1122,7 @@ mod tests {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
         let all = [
             Lost, Invented, Repeated, Torn, Split, Order, Stale, Missing, Duplicate, Disorder, GaveUp, TwoHolders,
-            LeaseLost, LeaseStuck,
+            LeaseLost, LeaseStuck, OldServer, Survived, NotEnded,
         ];
         assert_eq!(seen, all.into_iter().collect());
     }

@@ -9,13 +9,15 @@ use databroker_proto::databroker::checkpoint_service_client::CheckpointServiceCl
 use databroker_proto::databroker::data_broker_service_client::DataBrokerServiceClient;
 use databroker_proto::databroker::sync_latest_response::Response as LatestResponse;
 use databroker_proto::databroker::{
-    AcquireLeaseRequest, GetRequest, PatchRequest, PutRequest, Record, ReleaseLeaseRequest, RenewLeaseRequest,
-    SyncLatestRequest, SyncRequest, SyncResponse, Versions,
+    AcquireLeaseRequest, ClearResponse, GetRequest, Options, PatchRequest, PutRequest, QueryRequest, QueryResponse,
+    Record, ReleaseLeaseRequest, RenewLeaseRequest, ServerInfoResponse, SetOptionsRequest, SyncLatestRequest,
+    SyncRequest, SyncResponse, Versions,
 };
 use databroker_proto::registry::registry_client::RegistryClient;
 use jsonwebtoken::{EncodingKey, Header};
 use prost::Message;
-use prost_types::{Any, FieldMask, Timestamp};
+use prost_types::value::Kind;
+use prost_types::{Any, FieldMask, Struct, Timestamp, Value};
 use serde::Serialize;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -160,7 +162,7 @@ impl Client {
         let request = PatchRequest {
             records: vec![self.record(id, &content)],
             field_mask: Some(FieldMask {
-                paths: vec![if field == 0 { "user_id" } else { "idp_id" }.to_owned()],
+                paths: vec![name(field).to_owned()],
             }),
         };
         let response = in_time(self.data().patch(request)).await?;
@@ -214,6 +216,54 @@ impl Client {
         in_time(reading).await
     }
 
+    /// Queries the records that have a text in a field, or all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::put`].
+    pub async fn query(&self, filter: Option<&(usize, String)>) -> Result<QueryResponse, Status> {
+        let filter = filter.map(|(field, text)| {
+            let text = Value {
+                kind: Some(Kind::StringValue(text.clone())),
+            };
+            Struct {
+                fields: [(name(*field).to_owned(), text)].into(),
+            }
+        });
+        let request = QueryRequest {
+            r#type: self.record_type.clone(),
+            filter,
+            limit: 1000,
+            ..QueryRequest::default()
+        };
+        in_time(self.data().query(request)).await
+    }
+
+    /// Has a field of the records indexed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::put`].
+    pub async fn index(&self, field: usize) -> Result<(), Status> {
+        let request = SetOptionsRequest {
+            r#type: self.record_type.clone(),
+            options: Some(Options {
+                indexable_fields: vec![name(field).to_owned()],
+                ..Options::default()
+            }),
+        };
+        in_time(self.data().set_options(request)).await.map(drop)
+    }
+
+    /// Removes everything, of all types.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::put`].
+    pub async fn clear(&self) -> Result<ClearResponse, Status> {
+        in_time(self.data().clear(())).await
+    }
+
     /// Opens a stream of changes after a version.
     ///
     /// # Errors
@@ -235,7 +285,16 @@ impl Client {
     ///
     /// As [`Client::put`].
     pub async fn server_version(&self) -> Result<u64, Status> {
-        Ok(in_time(self.data().server_info(())).await?.server_version)
+        Ok(self.server_info().await?.server_version)
+    }
+
+    /// The server's versions, those of its change log included.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::put`].
+    pub async fn server_info(&self) -> Result<ServerInfoResponse, Status> {
+        in_time(self.data().server_info(())).await
     }
 
     /// Takes a lease, and gives what to renew it with; none where another one holds it.
@@ -290,6 +349,11 @@ impl Client {
             ..Record::default()
         }
     }
+}
+
+/// The name of one of the two fields.
+fn name(field: usize) -> &'static str {
+    if field == 0 { "user_id" } else { "idp_id" }
 }
 
 /// A record's data: an encoded `Any` of a session.

@@ -24,8 +24,17 @@ pub struct Setup {
     pub hosts: usize,
     /// With a synchronous standby.
     pub standby: bool,
-    /// With the tables on a disk that can be filled; not together with a standby.
-    pub disk: Option<SmallDisk>,
+    /// A disk that can be filled, and what is on it; not together with a standby.
+    pub disk: Option<(SmallDisk, OnDisk)>,
+}
+
+/// What is on the small disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDisk {
+    /// The tables: Postgres goes on without them, and refuses writes.
+    Tables,
+    /// Postgres' own log of changes, without which it goes down.
+    Log,
 }
 
 impl Setup {
@@ -51,7 +60,7 @@ pub struct Cluster {
     pub primary: usize,
     /// For each host, a way to each server.
     networks: Vec<Vec<Proxy>>,
-    /// Where the tables are; unmounted after the servers have gone.
+    /// Where the tables or the log are; unmounted after the servers have gone.
     pub disk: Option<SmallDisk>,
     /// The hosts' logs.
     folder: TempDir,
@@ -67,9 +76,13 @@ impl Cluster {
         let mut servers = vec![PostgresServer::with(&Options {
             // A host has a pool of connections, and there are several hosts; after a fault also those that are about to end.
             configuration: vec!["max_connections = 200".to_owned()],
+            log_disk: match &setup.disk {
+                Some((disk, OnDisk::Log)) => Some(disk.path().to_owned()),
+                _ => None,
+            },
             ..Options::default()
         })?];
-        if let (Some(disk), Some(server)) = (&setup.disk, servers.first()) {
+        if let (Some((disk, OnDisk::Tables)), Some(server)) = (&setup.disk, servers.first()) {
             server.keep_tables_on(disk)?;
         }
         if setup.standby {
@@ -104,7 +117,7 @@ impl Cluster {
             servers,
             primary: 0,
             networks,
-            disk: setup.disk,
+            disk: setup.disk.map(|(disk, _)| disk),
             folder,
         })
     }

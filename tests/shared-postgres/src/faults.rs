@@ -37,6 +37,12 @@ pub enum Fault {
     Slow,
     /// There is no room for more data.
     DiskFull,
+    /// There is no room for Postgres' log of changes, so that Postgres itself goes down, and is started again.
+    LogFull,
+    /// Everything is removed through one host.
+    Clear,
+    /// The same, while another host is cut off from the database.
+    ClearUnseen,
 }
 
 impl Fault {
@@ -56,8 +62,20 @@ impl Fault {
         all
     }
 
+    /// Clears, with what can be in their way.
+    #[must_use]
+    pub fn clears() -> Vec<Self> {
+        vec![
+            Self::Clear,
+            Self::ClearUnseen,
+            Self::Kill(Point::BeforeCommit),
+            Self::Clear,
+            Self::Terminate,
+        ]
+    }
+
     /// Makes it go wrong, and right again.
-    async fn happen(self, cluster: &mut Cluster, random: &mut StdRng) -> Result<()> {
+    async fn happen(self, cluster: &mut Cluster, workload: &Workload, random: &mut StdRng) -> Result<()> {
         let host = random.random_range(0..cluster.hosts.len());
         match self {
             Self::Terminate => {
@@ -146,6 +164,31 @@ impl Fault {
                 pause(3000).await;
                 disk.free()?;
             }
+            Self::LogFull => {
+                let disk = cluster.disk.as_ref().context("the cluster has no small disk")?;
+                disk.fill()?;
+                let begun = Instant::now();
+                while cluster.primary()?.sql("SELECT pg_switch_wal()").is_ok() {
+                    ensure!(begun.elapsed() < PATIENCE, "Postgres needs no room for its log");
+                    pause(50).await;
+                }
+                pause(2000).await;
+                disk.free()?;
+                // It may have gone for good, or try to recover.
+                drop(cluster.primary()?.stop_immediately());
+                cluster.primary()?.restart()?;
+            }
+            Self::Clear => workload.clear(host).await?,
+            Self::ClearUnseen => {
+                for way in cluster.network(host) {
+                    way.cut();
+                }
+                workload.clear((host + 1) % cluster.hosts.len()).await?;
+                pause(1500).await;
+                for way in cluster.network(host) {
+                    way.heal();
+                }
+            }
         }
         Ok(())
     }
@@ -214,7 +257,7 @@ pub async fn run(cluster: &mut Cluster, load: Load, faults: &[Fault]) -> Result<
     for fault in faults {
         let begun = workload.now();
         fault
-            .happen(cluster, &mut random)
+            .happen(cluster, &workload, &mut random)
             .await
             .with_context(|| format!("{fault:?}"))?;
         cluster.settle().await.with_context(|| format!("after {fault:?}"))?;

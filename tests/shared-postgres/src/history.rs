@@ -49,6 +49,13 @@ pub enum Asked {
     },
     /// For all records.
     Latest,
+    /// For the records that have this text in this field, or for all.
+    Query {
+        /// The field, 0 or 1, and the text.
+        filter: Option<(usize, String)>,
+    },
+    /// To remove everything.
+    Clear,
     /// To hold a lease, anew or for longer.
     Hold {
         /// The lease.
@@ -76,12 +83,21 @@ pub enum Answer {
     Written(Vec<u64>),
     /// A record, or none.
     Found(Option<(u64, Content)>),
-    /// All records by id, as new as the version.
+    /// All records by id, or all that were asked for, as new as the version.
     All {
+        /// The server version that they belong to.
+        server_version: u64,
         /// The version.
         through: u64,
         /// The records.
         records: Vec<(String, u64, Content)>,
+    },
+    /// Everything is gone, and this server version has followed that one.
+    Cleared {
+        /// The one before.
+        before: u64,
+        /// The one that is new.
+        after: u64,
     },
     /// Yes: the lease is held, or given back.
     Granted,
@@ -117,16 +133,20 @@ pub struct Change {
     pub content: Option<Content>,
 }
 
-/// What one reader of Sync got, over all the streams that it opened one after the other, each from where the one before had
-/// ended.
+/// What one reader of Sync got under one server version, over all the streams that it opened one after the other, each from
+/// where the one before had ended. After a Clear it begins anew.
 #[derive(Clone, Debug, Default)]
 pub struct Reader {
+    /// The server version.
+    pub server_version: u64,
     /// The version after which it began.
     pub after: u64,
     /// What came, and when.
     pub changes: Vec<(Duration, Change)>,
     /// How often a stream ended and was opened again.
     pub resumed: usize,
+    /// When it was told (ABORTED) that there is another server version; none where it never was.
+    pub ended: Option<Duration>,
     /// Why it gave up: an end of a stream after which it cannot go on from where it was.
     pub gave_up: Option<String>,
 }
@@ -138,8 +158,10 @@ pub struct History {
     pub calls: Vec<Call>,
     /// The readers of Sync.
     pub readers: Vec<Reader>,
-    /// The change log from the beginning of the history to its end.
+    /// The change log from the beginning of the history, or the last Clear, to its end.
     pub log: Vec<Change>,
+    /// The server version in the end.
+    pub server_version: u64,
     /// True where every writer was a host of this project: their versions follow each other as their calls do, and a put's
     /// versions are next to each other.
     pub ours_alone: bool,

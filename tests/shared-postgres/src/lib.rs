@@ -13,6 +13,7 @@
 //! see each kind of violation.
 
 pub mod check;
+pub mod clear;
 pub mod client;
 pub mod cluster;
 pub mod faults;

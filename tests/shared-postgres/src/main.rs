@@ -1,7 +1,7 @@
 //! `databroker-shared-postgres`: the host that the tests kill, and the history test for as long as one likes.
 //!
-//! The host is the one of this project, started as `databroker-shared-postgres serve`: Cargo gives a test the programs of its
-//! own package only.
+//! The host is the one of this project, started as `databroker-shared-postgres serve`, and so is its `config`: Cargo gives a test
+//! the programs of its own package only.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use rand::seq::SliceRandom as _;
 
 /// Runs clients against several hosts on one Postgres while faults fire, and checks everything that they saw.
 ///
-/// `serve` as the first argument makes it the host itself.
+/// `serve` or `config` as the first argument makes it the host itself.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -35,9 +35,15 @@ struct Arguments {
     hosts: usize,
 }
 
+/// How far the seeds of runs with Clears are from the others.
+const CLEARS: u64 = 1 << 32;
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    if arguments.get(1).is_some_and(|first| first == "serve") {
+    if arguments
+        .get(1)
+        .is_some_and(|first| first == "serve" || first == "config")
+    {
         return ExitCode::from(databroker_host::command::run(arguments, std::env::vars_os()));
     }
     let arguments = Arguments::parse();
@@ -69,15 +75,18 @@ async fn rounds(arguments: &Arguments) -> Result<()> {
     while begun.elapsed() < Duration::from_secs(arguments.seconds) {
         let mut faults = Fault::all();
         faults.shuffle(&mut StdRng::seed_from_u64(seed));
-        let load = Load {
-            seed,
-            ..Load::default()
-        };
-        let run = run(&mut cluster, load, &faults)
-            .await
-            .with_context(|| format!("with seed {seed}"))?;
-        println!("seed {seed}: {run}");
-        ensure!(run.violations.is_empty(), "violations with seed {seed}");
+        // What is judged after a Clear is what comes after it. So Clears have a run of their own.
+        for (seed, faults) in [(seed, faults), (seed.wrapping_add(CLEARS), Fault::clears())] {
+            let load = Load {
+                seed,
+                ..Load::default()
+            };
+            let run = run(&mut cluster, load, &faults)
+                .await
+                .with_context(|| format!("with seed {seed}"))?;
+            println!("seed {seed}: {run}");
+            ensure!(run.violations.is_empty(), "violations with seed {seed}");
+        }
         seed += 1;
     }
     Ok(())

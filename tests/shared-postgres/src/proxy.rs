@@ -20,9 +20,10 @@ use tokio::task::AbortHandle;
 pub enum Point {
     /// The statement that writes changes is on its way to the server.
     BeforeWrite,
-    /// The server has carried it out, and its answer is on its way.
+    /// The server has carried it out, and its answer is on its way. Unless it is in a transaction, it is committed.
     AfterWrite,
-    /// The transaction's COMMIT is on its way to the server.
+    /// The COMMIT of a transaction with such a statement is on its way to the server: where something is removed, or a guess
+    /// was wrong.
     BeforeCommit,
     /// It is committed, and the answer is on its way.
     AfterCommit,
@@ -203,6 +204,7 @@ struct Said {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Statement {
     Write,
+    Begin,
     Commit,
     Lease,
     Other,
@@ -211,10 +213,12 @@ enum Statement {
 impl Statement {
     fn of(text: &[u8]) -> Self {
         let has = |part: &[u8]| text.windows(part.len()).any(|window| window == part);
-        if has(b"INSERT INTO pomerium.record_changes") {
+        if has(b"pomerium.host_write_") {
             Self::Write
         } else if has(b"INSERT INTO pomerium.leases") {
             Self::Lease
+        } else if text.starts_with(b"BEGIN") {
+            Self::Begin
         } else if text.starts_with(b"COMMIT") {
             Self::Commit
         } else {
@@ -245,13 +249,16 @@ impl Said {
                 match statement {
                     Statement::Write => Some(Point::BeforeWrite),
                     Statement::Lease => Some(Point::BeforeLease),
-                    Statement::Commit | Statement::Other => None,
+                    Statement::Begin | Statement::Commit | Statement::Other => None,
                 }
             }
             // Query: a text.
             (Direction::ToServer, b'Q') => {
                 let statement = Statement::of(body);
                 self.pending = Some(statement);
+                if statement == Statement::Begin {
+                    self.has_written = false;
+                }
                 (statement == Statement::Commit && self.has_written).then_some(Point::BeforeCommit)
             }
             // CommandComplete.
@@ -262,7 +269,7 @@ impl Said {
                 }
                 Statement::Lease => Some(Point::AfterLease),
                 Statement::Commit => std::mem::take(&mut self.has_written).then_some(Point::AfterCommit),
-                Statement::Other => None,
+                Statement::Begin | Statement::Other => None,
             },
             _ => None,
         }

@@ -69,7 +69,7 @@ impl Default for Load {
 pub struct Workload {
     shared: Arc<Shared>,
     clients: JoinSet<()>,
-    streams: JoinSet<Reader>,
+    streams: JoinSet<Vec<Reader>>,
     /// The version that readers end with; 0 as long as clients work.
     last: watch::Sender<u64>,
     server_version: u64,
@@ -99,7 +99,10 @@ impl Workload {
             .iter()
             .map(|port| Client::new(*port, &record_type))
             .collect::<Result<Vec<_>>>()?;
-        let (_, versions) = hosts.first().context("no host")?.latest().await?;
+        let first = hosts.first().context("no host")?;
+        // So that queries are answered by an index; after a Clear they are not.
+        first.index(0).await?;
+        let (_, versions) = first.latest().await?;
         let shared = Arc::new(Shared {
             begun: Instant::now(),
             hosts,
@@ -156,6 +159,25 @@ impl Workload {
         look(&self.shared.calls.lock())
     }
 
+    /// Removes everything, through one host, while all others go on. What the Clear does is judged with everything else.
+    ///
+    /// # Errors
+    ///
+    /// If it fails.
+    pub async fn clear(&self, host: usize) -> Result<()> {
+        let clearing = async {
+            let client = self.shared.host(host).ok_or_else(|| Status::internal("no host"))?;
+            let response = client.clear().await?;
+            Ok(Answer::Cleared {
+                before: response.old_server_version,
+                after: response.new_server_version,
+            })
+        };
+        let answer = self.shared.call(host, Asked::Clear, clearing).await;
+        ensure!(matches!(answer, Answer::Cleared { .. }), "Clear fails: {answer:?}");
+        Ok(())
+    }
+
     /// Stops the clients, waits until the readers have got everything, reads the log, and gives the history.
     ///
     /// # Errors
@@ -184,12 +206,19 @@ impl Workload {
         self.last.send_replace(marker);
         let mut readers = Vec::new();
         while let Some(reader) = self.streams.join_next().await {
-            readers.push(reader?);
+            readers.extend(reader?);
         }
         let host = self.shared.hosts.first().context("no host")?;
+        let info = host.server_info().await?;
+        // After a Clear there is another log, with nothing in it from before.
+        let after = if info.server_version == self.server_version {
+            self.after
+        } else {
+            info.earliest_record_version.saturating_sub(1)
+        };
         let mut log = Vec::new();
         let reading = async {
-            let mut stream = host.sync(self.server_version, self.after).await?;
+            let mut stream = host.sync(info.server_version, after).await?;
             while let Some(message) = stream.message().await? {
                 if let Some(Response::Record(record)) = message.response {
                     let is_last = record.version >= marker;
@@ -210,6 +239,7 @@ impl Workload {
             calls,
             readers,
             log,
+            server_version: info.server_version,
             ours_alone: self.shared.load.ours_alone,
         })
     }
@@ -287,6 +317,8 @@ fn refusal(status: &Status) -> Answer {
 
 /// Writes and reads, or only reads, until the end.
 async fn write(shared: Arc<Shared>, mut random: StdRng, writes: bool) {
+    // What was found last, to query for.
+    let mut found: Option<(usize, String)> = None;
     while !shared.is_stopping() {
         let host = shared.any(&mut random);
         let Some(client) = shared.host(host) else { return };
@@ -323,20 +355,35 @@ async fn write(shared: Arc<Shared>, mut random: StdRng, writes: bool) {
                 let deleting = async { client.put(&records).await.map(Answer::Written) };
                 shared.call(host, Asked::Delete { id: first }, deleting).await
             }
-            78..94 => {
+            78..90 => {
                 let getting = async { client.get(&first).await.map(Answer::Found) };
-                shared.call(host, Asked::Get { id: first.clone() }, getting).await
+                let answer = shared.call(host, Asked::Get { id: first.clone() }, getting).await;
+                if let Answer::Found(Some((_, Content(texts)))) = &answer {
+                    let field = random.random_range(0..texts.len());
+                    found = texts.get(field).map(|text| (field, text.clone()));
+                }
+                answer
+            }
+            90..95 => {
+                let filter = found.take();
+                let querying = async {
+                    let response = client.query(filter.as_ref()).await?;
+                    Ok(Answer::All {
+                        server_version: response.server_version,
+                        through: response.record_version,
+                        records: contents(response.records),
+                    })
+                };
+                let filter = filter.clone();
+                shared.call(host, Asked::Query { filter }, querying).await
             }
             _ => {
                 let reading = async {
                     let (records, versions) = client.latest().await?;
-                    let records = records.into_iter().map(|record| {
-                        let content = content_of(&record).unwrap_or_default();
-                        (record.id, record.version, content)
-                    });
                     Ok(Answer::All {
+                        server_version: versions.server_version,
                         through: versions.latest_record_version,
-                        records: records.collect(),
+                        records: contents(records),
                     })
                 };
                 shared.call(host, Asked::Latest, reading).await
@@ -344,6 +391,15 @@ async fn write(shared: Arc<Shared>, mut random: StdRng, writes: bool) {
         };
         rest(&shared, &answer).await;
     }
+}
+
+/// Records by id, as a history has them.
+fn contents(records: Vec<Record>) -> Vec<(String, u64, Content)> {
+    let contents = records.into_iter().map(|record| {
+        let content = content_of(&record).unwrap_or_default();
+        (record.id, record.version, content)
+    });
+    contents.collect()
 }
 
 async fn rest(shared: &Shared, answer: &Answer) {
@@ -411,40 +467,50 @@ async fn hold(shared: Arc<Shared>, mut random: StdRng, number: usize) {
     }
 }
 
-/// Follows the changes at one host, or at one after the other, through all that ends streams.
+/// Follows the changes at one host, or at one after the other, through all that ends streams; begins anew after a Clear.
 async fn read(
     shared: Arc<Shared>,
     (server_version, after): (u64, u64),
     mut host: usize,
     roams: bool,
     mut last: watch::Receiver<u64>,
-) -> Reader {
+) -> Vec<Reader> {
+    let mut readers = Vec::new();
     let mut reader = Reader {
+        server_version,
         after,
         ..Reader::default()
     };
     let mut position = after;
     loop {
-        let following = follow(
-            &shared,
-            &mut reader,
-            &mut position,
-            (server_version, host),
-            roams,
-            last.clone(),
-        );
+        let following = follow(&shared, &mut reader, &mut position, host, roams, last.clone());
         let ended = tokio::select! {
             ended = following => ended,
-            () = late(&mut last, shared.load.patience) => return reader,
+            () = late(&mut last, shared.load.patience) => break,
         };
         match ended {
-            Ok(true) => return reader,
+            Ok(true) => break,
             Ok(false) => {}
             Err(status) if matches!(status.code(), Code::Aborted | Code::Cancelled) => {
+                let when = shared.begun.elapsed();
+                let versions = tokio::select! {
+                    versions = versions(&shared, host) => versions,
+                    () = late(&mut last, shared.load.patience) => None,
+                };
+                if let Some((server_version, after)) = versions
+                    && server_version != reader.server_version
+                {
+                    reader.ended = Some(when);
+                    readers.push(std::mem::take(&mut reader));
+                    reader.server_version = server_version;
+                    reader.after = after;
+                    position = after;
+                    continue;
+                }
                 reader.gave_up = Some(format!(
                     "the stream of host {host} after {position} ended with {status}"
                 ));
-                return reader;
+                break;
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -452,6 +518,18 @@ async fn read(
         if roams {
             host = (host + 1) % shared.hosts.len();
         }
+    }
+    readers.push(reader);
+    readers
+}
+
+/// Where a reader that was told of another server version begins, as Pomerium's clients do.
+async fn versions(shared: &Shared, host: usize) -> Option<(u64, u64)> {
+    loop {
+        if let Ok((_, versions)) = shared.host(host)?.latest().await {
+            return Some((versions.server_version, versions.latest_record_version));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -468,12 +546,12 @@ async fn follow(
     shared: &Shared,
     reader: &mut Reader,
     position: &mut u64,
-    (server_version, host): (u64, usize),
+    host: usize,
     roams: bool,
     mut last: watch::Receiver<u64>,
 ) -> Result<bool, Status> {
     let client = shared.host(host).ok_or_else(|| Status::internal("no host"))?;
-    let opening = client.sync(server_version, *position);
+    let opening = client.sync(reader.server_version, *position);
     let mut stream = opening.await?;
     let mut count = 0;
     loop {

@@ -33,7 +33,6 @@ pub(super) use directory::open_all;
 pub(super) use http::{Http, link as link_http};
 pub(super) use named::Named;
 pub(super) use network::Network;
-pub(super) use open::MAX_HANDLES;
 pub(super) use refusals::Refusals;
 
 use super::state::State;

@@ -16,10 +16,6 @@ use wasmtime_wasi::sockets::WasiSocketsView as _;
 use super::Refused;
 use crate::component::state::State;
 
-/// How many handles an instance has at most, of whatever kind; one more ends it. A handle takes some hundred bytes of the
-/// host, the fields of an HTTP request 8 KiB at most, so that a plugin that leaks them does no harm to anybody else, and no plugin that does not leak has so many.
-pub(in crate::component) const MAX_HANDLES: usize = 16 * 1024;
-
 /// How many of an instance's handles may hold something open.
 pub(super) fn count(table: &mut ResourceTable) -> usize {
     let entries = table.iter_mut();

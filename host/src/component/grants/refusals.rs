@@ -38,12 +38,14 @@ pub enum Refused {
     Origin,
     /// What no plugin is granted: listening, and UDP.
     Socket,
-    /// One file, socket or request more than may be open at once.
+    /// One file, socket, request or transaction more than may be open at once.
     Open,
+    /// A database.
+    Database,
 }
 
 /// All kinds, with the names that they have in metrics.
-pub const REFUSED: [(Refused, &str); 8] = [
+pub const REFUSED: [(Refused, &str); 9] = [
     (Refused::Setting, "setting"),
     (Refused::Secret, "secret"),
     (Refused::Directory, "directory"),
@@ -52,6 +54,7 @@ pub const REFUSED: [(Refused, &str); 8] = [
     (Refused::Origin, "origin"),
     (Refused::Socket, "socket"),
     (Refused::Open, "open"),
+    (Refused::Database, "database"),
 ];
 
 /// All that a plugin was refused.

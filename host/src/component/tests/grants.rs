@@ -1,33 +1,19 @@
 //! What a real component gets of what it asks for, with a grant and without.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use self::built::probe;
-use super::{Log, config, descriptors};
+use super::Log;
 use crate::backend::BackendError;
-use crate::component::{Destination, Directory, Grants, OpenError, Origin, Source, open};
-
-#[path = "../../../tests/probe/mod.rs"]
-mod built;
+use crate::component::{Destination, Directory, Grants, OpenError, Origin};
 
 /// Lets the probe do this, and gives what came of each line.
 async fn ask(grants: Grants, lines: &[&str]) -> Result<Vec<String>, BackendError> {
-    let mut config = config(Source::File(probe().to_owned()));
-    config.cache_dir = Some(probe().with_file_name("cache"));
-    config.connection_string = Some(lines.join("\n"));
-    config.grants = grants;
-    let opened = tokio::time::timeout(Duration::from_secs(60), open(config, descriptors())).await;
-    match opened.expect("it answers").err() {
-        Some(OpenError::Store {
-            error: BackendError::Configuration(said),
-            ..
-        }) => Ok(said.split(" | ").map(str::to_owned).collect()),
-        Some(OpenError::Store { error, .. }) => Err(error),
-        other => panic!("{other:?}"),
+    match super::ask(None, grants, lines).await {
+        Err(OpenError::Store { error, .. }) => Err(error),
+        other => Ok(other.unwrap()),
     }
 }
 
@@ -233,13 +219,11 @@ async fn a_directory_ends_where_it_ends() {
 
 #[tokio::test]
 async fn a_directory_that_is_gone_is_told_at_the_start() {
-    let mut config = config(Source::File(probe().to_owned()));
-    config.cache_dir = Some(probe().with_file_name("cache"));
-    config.grants.directories = vec![Directory::parse("/data=/does/not/exist").unwrap()];
-    let Err(error) = open(config, descriptors()).await else {
-        panic!("it was opened");
+    let grants = Grants {
+        directories: vec![Directory::parse("/data=/does/not/exist").unwrap()],
+        ..Grants::default()
     };
-    let said = error.to_string();
+    let said = super::ask(None, grants, &[]).await.unwrap_err().to_string();
     assert!(said.contains("/does/not/exist"), "{said}");
 }
 

@@ -175,12 +175,14 @@ fn results_of_put() {
     for (name, batches, law) in cases {
         let result = PutResult {
             server_version: 7,
+            options_revision: None,
             batches,
         };
         expect(name, shape.check(3, &result).map(drop), law);
     }
     let result = PutResult {
         server_version: 0,
+        options_revision: None,
         batches: vec![],
     };
     expect("server version 0", shape.check(3, &result).map(drop), Some("never 0"));

@@ -50,6 +50,7 @@ fn scan(after: Option<&str>, records: u32) -> ScanRequest {
     ScanRequest {
         record_type: Some("t".to_owned()),
         hint: None,
+        condition: None,
         after: after.map(|id| Key::new("t", id)),
         bounds: PageBounds { records, ..BOUNDS },
     }

@@ -19,15 +19,17 @@ mod stopping;
 mod supervision;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::grants::Granted;
 use super::log::PluginLog;
 use super::state::State;
-use super::{Config, Grants, Source, open};
-use crate::backend::{Backend, StoreInfo};
+use super::{Config, Grants, Limits, OpenError, Source, open};
+use crate::backend::{Backend, BackendError, StoreInfo};
 use crate::data::Descriptors;
 
 fn descriptors() -> Arc<Descriptors> {
@@ -41,7 +43,29 @@ fn config(plugin: Source) -> Config {
 /// The host's side of an instance that is granted nothing.
 fn state() -> State {
     let granted = Granted::new("test", Grants::default());
-    State::new(PluginLog::new("test"), descriptors(), 1 << 20, &granted).unwrap()
+    let limits = Limits::default();
+    State::new(PluginLog::new("test", limits), descriptors(), limits, &granted).unwrap()
+}
+
+/// Lets `tests/probe` do what the lines say, and gives what came of each, or how the probe ended.
+async fn ask(connection_string: Option<String>, mut grants: Grants, lines: &[&str]) -> Result<Vec<String>, OpenError> {
+    static PROBE: LazyLock<PathBuf> = LazyLock::new(|| guest_build::build("tests/probe", "probe"));
+    grants.settings.insert("script".to_owned(), lines.join("\n"));
+    let config = Config {
+        cache_dir: Some(PROBE.with_file_name("cache")),
+        connection_string,
+        grants,
+        ..config(Source::File(PROBE.clone()))
+    };
+    let opened = tokio::time::timeout(Duration::from_secs(60), open(config, descriptors())).await;
+    match opened.expect("it answers").err() {
+        Some(OpenError::Store {
+            error: BackendError::Configuration(said),
+            ..
+        }) => Ok(said.split(" | ").map(str::to_owned).collect()),
+        Some(error) => Err(error),
+        None => panic!("it has no store"),
+    }
 }
 
 async fn open_memory() -> (Arc<dyn Backend>, StoreInfo) {

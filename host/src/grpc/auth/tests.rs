@@ -1,3 +1,5 @@
+//! Tokens, held against what Pomerium makes and takes, while the secret changes, and what the log says of bad ones.
+
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Leases, services, durations and times of requests, at and beyond their bounds.
+
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::sync::Arc;

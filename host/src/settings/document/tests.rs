@@ -1,3 +1,5 @@
+//! Configuration files: what is read from which YAML, and the line of each mistake.
+
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use super::*;

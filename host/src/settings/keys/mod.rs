@@ -141,7 +141,7 @@ impl Key {
 }
 
 /// All settings, in the order of the help.
-pub const ALL: [&Key; 68] = [
+pub const ALL: [&Key; 78] = [
     &GRPC_ADDRESS,
     &GRPC_INSECURE,
     &SERVICES,
@@ -166,10 +166,20 @@ pub const ALL: [&Key; 68] = [
     &STORAGE_CONNECTION_STRING_FILE,
     &PLUGIN_CACHE_DIR,
     &PLUGIN_MEMORY,
+    &PLUGIN_MEMORIES,
+    &PLUGIN_TABLES,
+    &PLUGIN_TABLE_ELEMENTS,
+    &PLUGIN_INSTANCES,
+    &PLUGIN_HANDLES,
+    &PLUGIN_TRANSACTIONS,
+    &PLUGIN_LISTENERS,
+    &PLUGIN_LOG_BURST,
+    &PLUGIN_LOG_RATE,
     &PLUGIN_COMPUTE_TIME,
     &PLUGIN_TURN_TIME,
     &PLUGIN_CALL_TIME,
     &PLUGIN_ANSWER_SIZE,
+    &PLUGIN_PAGE_RECORDS,
     &PLUGIN_CALLS,
     &PLUGIN_QUEUE,
     &PLUGIN_QUEUE_TIME,

@@ -19,6 +19,105 @@ pub(in super::super) static PLUGIN_MEMORY: Key = Key {
     ..PLUGIN
 };
 
+pub(in super::super) static PLUGIN_MEMORIES: Key = Key {
+    variable: "DATABROKER_PLUGIN_MEMORIES",
+    flag: Some("databroker-plugin-memories"),
+    value: "NUMBER",
+    default: "100",
+    help: "How many memories the plugin may have; 1 to 1000. One that needs more does not start",
+    reason: "Modules mostly share one, and each takes 4 GiB of addresses of this process, of which it has 128 TiB",
+    remedy: "write a number such as 100",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_TABLES: Key = Key {
+    variable: "DATABROKER_PLUGIN_TABLES",
+    flag: Some("databroker-plugin-tables"),
+    value: "NUMBER",
+    default: "1000",
+    help: "How many tables of functions the plugin may have; 1 to 10000. One that needs more does not start",
+    reason: "Most modules have one; those of a large program are some dozens",
+    remedy: "write a number such as 1000",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_TABLE_ELEMENTS: Key = Key {
+    variable: "DATABROKER_PLUGIN_TABLE_ELEMENTS",
+    flag: Some("databroker-plugin-table-elements"),
+    value: "NUMBER",
+    default: "1000000",
+    help: "How many elements all of its tables may have together; 1 to 10000000. The plugin is refused more",
+    reason: "An element is a function that can be called, of which no program has so many, and takes 16 bytes of this process",
+    remedy: "write a number such as 1000000",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_INSTANCES: Key = Key {
+    variable: "DATABROKER_PLUGIN_INSTANCES",
+    flag: Some("databroker-plugin-instances"),
+    value: "NUMBER",
+    default: "1000",
+    help: "How many modules the plugin may be made of once it runs; 1 to 10000. One that needs more does not start",
+    reason: "An interpreter with its shared libraries is some dozens, and each takes memory of this process before it has any of its own",
+    remedy: "write a number such as 1000",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_HANDLES: Key = Key {
+    variable: "DATABROKER_PLUGIN_HANDLES",
+    flag: Some("databroker-plugin-handles"),
+    value: "NUMBER",
+    default: "16384",
+    help: "How many handles the plugin may have at once, of whatever kind, with one for each of its calls of the host that wait; 64 to 1000000. With one more it is stopped and started again",
+    reason: "A handle takes some hundred bytes of this process, the fields of an HTTP request and a call that waits 8 KiB; only a plugin that leaks them has so many. Where DATABROKER_PLUGIN_CALLS is higher, this may have to be too",
+    remedy: "write a number such as 16384",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_TRANSACTIONS: Key = Key {
+    variable: "DATABROKER_PLUGIN_TRANSACTIONS",
+    flag: Some("databroker-plugin-transactions"),
+    value: "NUMBER",
+    default: "64",
+    help: "How many transactions of its database the plugin may have open, with those that wait for a connection; 1 to 10000. One more fails",
+    reason: "Each holds a connection of the pool (pool_max_conns) until it ends, and the server its locks; a plugin that is to leave connections for other statements gets fewer than the pool has",
+    remedy: "write a number such as 64",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_LISTENERS: Key = Key {
+    variable: "DATABROKER_PLUGIN_LISTENERS",
+    flag: Some("databroker-plugin-listeners"),
+    value: "NUMBER",
+    default: "8",
+    help: "How many listeners to its database the plugin may have; 1 to 1000. With one more it is stopped and started again",
+    reason: "Each is a connection to the server, beside the pool; the built-in postgres needs two",
+    remedy: "write a number such as 8",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_LOG_BURST: Key = Key {
+    variable: "DATABROKER_PLUGIN_LOG_BURST",
+    flag: Some("databroker-plugin-log-burst"),
+    value: "NUMBER",
+    default: "200",
+    help: "How many lines the plugin may write to the log at once; 1 to 100000. What is beyond is left out and counted",
+    reason: "A start or a failure has much to say; a line is cut after 4 KiB",
+    remedy: "write a number such as 200",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_LOG_RATE: Key = Key {
+    variable: "DATABROKER_PLUGIN_LOG_RATE",
+    flag: Some("databroker-plugin-log-rate"),
+    value: "NUMBER",
+    default: "20",
+    help: "How many lines a second it may write once it has written so many; 1 to 10000. What is beyond is left out and counted",
+    reason: "A plugin must not fill the disk, or hide what others say: this is 80 KiB a second at most",
+    remedy: "write a number such as 20",
+    ..PLUGIN
+};
+
 pub(in super::super) static PLUGIN_COMPUTE_TIME: Key = Key {
     variable: "DATABROKER_PLUGIN_COMPUTE_TIME",
     flag: Some("databroker-plugin-compute-time"),
@@ -60,6 +159,17 @@ pub(in super::super) static PLUGIN_ANSWER_SIZE: Key = Key {
     help: "How much one call of the plugin may return before it is stopped and started again; 16MiB to 1GiB",
     reason: "Its answers are copied into this process; the pages and batches that are asked for have 8MiB",
     remedy: "write a size such as 128MiB",
+    ..PLUGIN
+};
+
+pub(in super::super) static PLUGIN_PAGE_RECORDS: Key = Key {
+    variable: "DATABROKER_PLUGIN_PAGE_RECORDS",
+    flag: Some("databroker-plugin-page-records"),
+    value: "NUMBER",
+    default: "1024",
+    help: "Most records that the plugin is asked for in one answer; 16 to 1024",
+    reason: "What it has to hold for one answer, beside the size of it, which the host asks for in pages of 1 MiB; fewer make more calls",
+    remedy: "write a number such as 512",
     ..PLUGIN
 };
 

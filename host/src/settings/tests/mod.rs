@@ -1,3 +1,5 @@
+//! Settings as an operator gives them: what is taken, what is refused and in which words, and what the reference says.
+
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod bad;

@@ -22,6 +22,16 @@ fn pomeriums_environment_is_taken() {
         ("DATABROKER_PLUGIN_MEMORY", "64MiB"),
         ("DATABROKER_PLUGIN_TURN_TIME", "2s"),
         ("DATABROKER_PLUGIN_CALLS", "7"),
+        ("DATABROKER_PLUGIN_MEMORIES", "2"),
+        ("DATABROKER_PLUGIN_TABLES", "3"),
+        ("DATABROKER_PLUGIN_TABLE_ELEMENTS", "4000"),
+        ("DATABROKER_PLUGIN_INSTANCES", "5"),
+        ("DATABROKER_PLUGIN_HANDLES", "600"),
+        ("DATABROKER_PLUGIN_TRANSACTIONS", "7"),
+        ("DATABROKER_PLUGIN_LISTENERS", "8"),
+        ("DATABROKER_PLUGIN_LOG_BURST", "9"),
+        ("DATABROKER_PLUGIN_LOG_RATE", "10"),
+        ("DATABROKER_PLUGIN_PAGE_RECORDS", "100"),
         ("DATABROKER_PLUGIN_RESTARTS", "0"),
         ("DATABROKER_PLUGIN_REPORT_DIR", reports.to_str().unwrap()),
         ("DATABROKER_RECORD_DESCRIPTORS", "/etc/x.binpb"),
@@ -56,6 +66,10 @@ fn pomeriums_environment_is_taken() {
     let limits = settings.storage.limits;
     assert_eq!((limits.memory_bytes, limits.calls), (64 << 20, 7));
     assert_eq!(limits.turn, Duration::from_secs(2));
+    assert_eq!((limits.memories, limits.tables, limits.table_elements), (2, 3, 4000));
+    assert_eq!((limits.instances, limits.handles), (5, 600));
+    assert_eq!((limits.transactions, limits.listeners), (7, 8));
+    assert_eq!((limits.log_burst, limits.log_rate, limits.page_records), (9, 10, 100));
     assert_eq!(settings.storage.restarts.most, 0);
     assert_eq!(settings.storage.report_dir, Some(reports));
     assert_eq!(settings.broker.history, Duration::from_secs(90 * 60));

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use databroker_proto::databroker::{GetRequest, GetResponse, PutResponse, Record};
+use anyhow::{Context, bail, ensure};
+use databroker_proto::databroker::{AcquireLeaseRequest, GetRequest, GetResponse, Options, PutResponse, Record};
+use databroker_proto::registry::{ListRequest, RegisterRequest, Service, ServiceKind};
 use futures::future::join_all;
 use rand::Rng as _;
 use rand::distr::Alphanumeric;
@@ -43,6 +44,12 @@ pub(super) const CASES: &[Case] = &[
         "limits.keys",
         "Types and ids of 2 KiB together work, of letters that do not compress.",
         long_keys
+    ),
+    case!(
+        "limits.long_names",
+        "limits.keys",
+        "Names of leases and services, and types of options, work with 1 KiB of letters that do not compress; of whatever length beyond, they work or are INVALID_ARGUMENT.",
+        long_names
     ),
     case!(
         "limits.garbage_request",
@@ -136,15 +143,17 @@ async fn many_records_in_one_put(broker: Broker) -> CheckResult {
     Ok(())
 }
 
+/// So many letters, of which none can be told from those before it.
+fn letters(count: usize) -> String {
+    rand::rng()
+        .sample_iter(Alphanumeric)
+        .take(count)
+        .map(char::from)
+        .collect()
+}
+
 async fn long_keys(broker: Broker) -> CheckResult {
     // A store that keeps both in an index has to bound them somewhere.
-    let letters = |count: usize| -> String {
-        rand::rng()
-            .sample_iter(Alphanumeric)
-            .take(count)
-            .map(char::from)
-            .collect()
-    };
     let (record_type, id) = (format!("{}{}", broker.unique(), letters(448)), letters(1600));
     let put = broker.put_one(session_record(&record_type, &id, "alice")).await?;
     ensure!(broker.get(&record_type, &id).await? == put, "Get differs");
@@ -152,6 +161,52 @@ async fn long_keys(broker: Broker) -> CheckResult {
         broker.find(&record_type, &format!("{id}i")).await?.is_none(),
         "a longer id was found"
     );
+    Ok(())
+}
+
+async fn long_names(broker: Broker) -> CheckResult {
+    for bytes in [1024, 2048, 2049, 2700, 4096, 10_000, 100_000] {
+        let unique = broker.unique();
+        let name = format!("{unique}{}", letters(bytes - unique.len()));
+        let options = Options {
+            capacity: Some(5),
+            ..Options::default()
+        };
+        let service = Service {
+            kind: ServiceKind::Proxy.into(),
+            endpoint: name.clone(),
+        };
+        let lease = AcquireLeaseRequest {
+            name: name.clone(),
+            duration: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        };
+        let report = RegisterRequest {
+            services: vec![service.clone()],
+            ..RegisterRequest::default()
+        };
+        let lease = broker.data().acquire_lease(lease).await.map(drop);
+        let reported = broker.registry().report(report).await.map(drop);
+        let set = broker.set_options(&name, options.clone()).await.map(drop);
+        for (what, result) in [("lease", &lease), ("service", &reported), ("type with options", &set)] {
+            match result {
+                Ok(()) => {}
+                Err(status) if bytes > 1024 && status.code() == Code::InvalidArgument => {}
+                Err(status) => bail!("a {what} of {bytes} bytes: {:?} ({})", status.code(), status.message()),
+            }
+        }
+        if reported.is_ok() {
+            let listed = broker.registry().list(ListRequest::default()).await?.into_inner();
+            ensure!(
+                listed.services.contains(&service),
+                "a service of {bytes} bytes is not listed"
+            );
+        }
+        if set.is_ok() {
+            let kept = broker.options(&name).await?;
+            ensure!(kept == options, "the options of a type of {bytes} bytes are {kept:?}");
+            broker.set_options(&name, Options::default()).await?;
+        }
+    }
     Ok(())
 }
 

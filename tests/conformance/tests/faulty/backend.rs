@@ -167,6 +167,7 @@ impl Faulty {
         }
         Ok(PutResult {
             server_version,
+            options_revision: None,
             batches: results,
         })
     }
@@ -191,6 +192,7 @@ impl Faulty {
         let everything = ScanRequest {
             record_type: Some(request.record_type.clone()),
             hint: None,
+            condition: None,
             after: None,
             bounds: PageBounds {
                 records: u32::MAX,
@@ -486,6 +488,7 @@ impl Backend for Faulty {
                 let everything = ScanRequest {
                     record_type: None,
                     hint: None,
+                    condition: None,
                     after: None,
                     bounds: PageBounds {
                         records: u32::MAX,

@@ -56,6 +56,7 @@ fn put(draw: &mut Draw<'_>) {
     });
     let result = PutResult {
         server_version: draw.number(),
+        options_revision: draw.option(Draw::number),
         batches: draw.list(|draw| match draw.below(6) {
             0 => Err(Refusal::Conflict(usize::from(draw.byte()))),
             1 => Err(Refusal::Exhausted(String::new())),

@@ -25,6 +25,8 @@ pub const TARGET: Target = Target {
         "\"id\":",
         "\"type\":",
         "\"user_id\":",
+        "nested_type.",
+        "claims.",
         "\"10.0.0.0/8\"",
         "\"::/0\"",
         "null",
@@ -60,6 +62,14 @@ fn feed(bytes: &[u8]) {
     let indexable = ["user_id".to_owned(), "id".to_owned()];
     for record_type in [None, Some("type.googleapis.com/session.Session")] {
         let _ = filter.plan(record_type, &indexable);
+    }
+    for record_type in [
+        "session.Session",
+        "google.protobuf.DescriptorProto",
+        "google.protobuf.Struct",
+    ] {
+        let condition = filter.condition(&DESCRIPTORS, &format!("type.googleapis.com/{record_type}"));
+        assert!(condition.is_none_or(|condition| condition.len() <= 16 << 10));
     }
     let mut resolution = filter.resolution();
     for network in filter.networks() {

@@ -11,7 +11,7 @@ use crate::bindings::databroker::storage::log::{self, Level};
 use crate::bindings::databroker::storage::types::Error;
 use crate::bindings::databroker::storage::{config, protobuf};
 use crate::misbehaviour::Misbehaviour;
-use crate::reach;
+use crate::{reach, statements};
 
 /// For so long a slow read leaves the others their turn.
 const WHILE: Duration = Duration::from_millis(500);
@@ -91,6 +91,16 @@ pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
             }
         }
         Misbehaviour::LeakedFiles => return reach::leak_files(),
+        Misbehaviour::DatabaseOutside => return statements::without_a_grant().await,
+        Misbehaviour::LeakedTransactions => return statements::leak_transactions().await,
+        Misbehaviour::LeakedCalls => statements::leak_calls().await,
+        Misbehaviour::LeakedListeners => return statements::leak_listeners().await,
+        Misbehaviour::TrapInTransaction => return statements::trap_in_transaction().await,
+        Misbehaviour::EndlessStatement => return statements::run("SELECT pg_sleep(3600)").await,
+        Misbehaviour::EndlessRows => return statements::run("SELECT generate_series(1, 1000000000)").await,
+        Misbehaviour::EndlessBytes => {
+            return statements::run("SELECT repeat('x', 1000000), generate_series(1, 1000000000)").await;
+        }
         Misbehaviour::PathsOutside => return reach::paths(),
         Misbehaviour::AddressesOutside => return reach::addresses(),
         Misbehaviour::OriginsOutside => return reach::origins(),

@@ -1,4 +1,4 @@
-//! A storage plugin for tests: right in everything but the one thing that its connection string names, and in that only
+//! A storage plugin for tests: right in everything but the one thing that its setting names, and in that only
 //! where it is provoked.
 //!
 //! Records of the type [`HOSTILE`] provoke it: a get, a scan, a put or a read of changes of them, and a lease of that name.
@@ -9,12 +9,14 @@ mod acts;
 mod lies;
 mod misbehaviour;
 mod reach;
+mod statements;
 #[path = "../../../../examples/rust-backend/src/store.rs"]
 mod store;
 
 use std::cell::{Cell, RefCell};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bindings::databroker::storage::config;
 use bindings::databroker::storage::types::{Duration, Error, Key, Position, Record, Timestamp};
 use bindings::exports::databroker::storage::store::{
     Change, ChangesPage, ChangesRequest, Checkpoint, Content, EvictRequest, Evicted, Guest, LeaseRequest, Observed,
@@ -26,7 +28,7 @@ use store::Store;
 
 #[expect(unsafe_code, reason = "generated code")]
 mod bindings {
-    wit_bindgen::generate!({ path: "../../../wit/storage-0.1.0", world: "backend" });
+    wit_bindgen::generate!({ path: "../../../wit/storage-0.1.0", world: "sql-backend" });
     export!(Hostile with_types_in self);
     use super::Hostile;
 }
@@ -64,11 +66,11 @@ fn provoked(name: Option<&str>) -> Option<Misbehaviour> {
 
 impl Guest for Hostile {
     async fn open(settings: Settings) -> Result<StoreInfo, Error> {
-        let named = settings.connection_string.as_deref().unwrap_or_default();
-        let Some(misbehaviour) = Misbehaviour::of_connection_string(named) else {
+        let name = config::get_setting("misbehaviour").unwrap_or_default();
+        let Some(misbehaviour) = Misbehaviour::named(&name) else {
             let names: Vec<_> = Misbehaviour::ALL.iter().map(|kind| kind.name()).collect();
             return Err(Error::Configuration(format!(
-                "the connection string must be hostile://NAME with one of these names: {}",
+                "the setting `misbehaviour` must be one of these names: {}",
                 names.join(", ")
             )));
         };
@@ -119,6 +121,7 @@ impl Guest for Hostile {
             let mut room = store::ANSWER_BYTES;
             PutResult {
                 server_version: store.position().server_version,
+                options_revision: None,
                 batches: batches
                     .into_iter()
                     .map(|batch| store.put(batch, now, &mut room))

@@ -14,7 +14,7 @@ macro_rules! misbehaviours {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$kind,)+];
 
-            /// Its name, as it stands in a connection string: `hostile://NAME`.
+            /// Its name, as it stands in the setting `misbehaviour`.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$kind => $name,)+
@@ -49,6 +49,8 @@ misbehaviours! {
     LeakedHandles = "leaked-handles",
     /// Takes handles of a secret and drops none.
     LeakedSecrets = "leaked-secrets",
+    /// Makes calls of the host's that wait, and takes no answer.
+    LeakedCalls = "leaked-calls",
     /// Opens files and closes none.
     LeakedFiles = "leaked-files",
     // Ends.
@@ -132,6 +134,21 @@ misbehaviours! {
     OriginsOutside = "origins-outside",
     /// Asks for settings and secrets that it was not granted.
     NamesOutside = "names-outside",
+    // What it does to its database.
+    /// Asks for a database that it was not granted.
+    DatabaseOutside = "database-outside",
+    /// Begins transactions and ends none.
+    LeakedTransactions = "leaked-transactions",
+    /// Listens again and again, and drops no listener.
+    LeakedListeners = "leaked-listeners",
+    /// Traps in a transaction that has written and holds a lock.
+    TrapInTransaction = "trap-in-transaction",
+    /// Runs a statement that never ends.
+    EndlessStatement = "endless-statement",
+    /// Runs a statement whose rows never end.
+    EndlessRows = "endless-rows",
+    /// Runs a statement with rows of a megabyte that never end.
+    EndlessBytes = "endless-bytes",
     // What it says.
     /// Writes far more lines to the log than anybody reads.
     LogFlood = "log-flood",
@@ -140,9 +157,8 @@ misbehaviours! {
 }
 
 impl Misbehaviour {
-    /// The one that a connection string names.
-    pub fn of_connection_string(text: &str) -> Option<Self> {
-        let name = text.strip_prefix("hostile://")?;
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 }

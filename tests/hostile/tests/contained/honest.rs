@@ -72,7 +72,10 @@ impl Honest {
             return Err(format!("another server version: {server_version}"));
         }
         match timeout(PATIENCE, self.next()).await {
-            Ok(Ok(seen)) if seen == written => Ok(()),
+            Ok(Ok(seen)) if seen == written => {
+                self.record = written;
+                Ok(())
+            }
             Ok(other) => Err(format!("the stream says {other:?} instead of {written:?}")),
             Err(_) => Err("the stream says nothing".to_owned()),
         }

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod database;
 mod honest;
 mod rows;
 mod stand;
@@ -16,6 +17,7 @@ mod stand;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use databroker_host::component::OpenError;
 use databroker_hostile::binaries::Binary;
 use databroker_hostile::misbehaviour::Misbehaviour;
 use databroker_proto::databroker::{
@@ -25,7 +27,8 @@ use futures::future::join_all;
 use tokio::time::timeout;
 use tonic::Status;
 
-use honest::Honest;
+use database::Database;
+use honest::{Honest, Seen};
 use rows::{Provocation, Row};
 use stand::{Client, Log, PATIENCE, Site, Stand};
 
@@ -61,10 +64,16 @@ async fn nothing_that_a_plugin_does_harms_anybody_else() {
     let wanted = std::env::var("HOSTILE").unwrap_or_default();
     let mut failures = Vec::new();
 
-    let guest = databroker_hostile::guest();
+    let guest = guest_build::build("tests/hostile/guest", "hostile-guest");
+    let database = Database::new();
+    // Others that have another instance, which nobody provokes: what happens to one that does not even start.
+    let opened = stand::open(&guest, Misbehaviour::Trap.name(), None, stand::limits(), &site).await;
+    let others = Stand::start(opened.unwrap()).await;
+    let mut honest = Honest::start(others.client()).await;
+
     println!(
-        "{:<26} {:>5} {:>9} {:>5} {:>9} {:>9}",
-        "misbehaviour", "calls", "p99", "calls", "p99", "longest"
+        "{:<26} {:>5} {:>9} {:>5} {:>9} {:>9} {:>7}",
+        "misbehaviour", "calls", "p99", "calls", "p99", "longest", "factor"
     );
     for misbehaviour in Misbehaviour::ALL {
         if !misbehaviour.name().contains(&wanted) {
@@ -72,7 +81,14 @@ async fn nothing_that_a_plugin_does_harms_anybody_else() {
         }
         log.take();
         site.take_reports();
-        let outcome = contain(*misbehaviour, &guest, &site, &log).await;
+        let outcome = match rows::row(*misbehaviour) {
+            row if row.provocation == Provocation::Open => {
+                let name = misbehaviour.name();
+                let opening = stand::open(&guest, name, None, row.limits, &site);
+                beside(&mut honest, name, refuse_to_open(&row, opening, &log)).await
+            }
+            row => contain(*misbehaviour, &row, &guest, &site, &database, &log).await,
+        };
         let logged = log.take();
         if let Err(why) = outcome {
             println!("{:<26} {why}", misbehaviour.name());
@@ -80,16 +96,17 @@ async fn nothing_that_a_plugin_does_harms_anybody_else() {
         }
     }
     for binary in Binary::ALL {
-        if !format!("{binary:?}").contains(&wanted) {
+        let name = format!("{binary:?}");
+        if !name.contains(&wanted) {
             continue;
         }
         log.take();
-        let outcome = refuse(*binary, &site, &log).await;
-        println!("{binary:?}: {}", outcome.as_deref().unwrap_or_else(|why| why));
-        if let Err(why) = outcome {
-            failures.push(format!("{binary:?}: {why}"));
+        if let Err(why) = beside(&mut honest, &name, refuse(*binary, &site, &log)).await {
+            println!("{name:<26} {why}");
+            failures.push(format!("{name}: {why}"));
         }
     }
+    others.stop().await.unwrap();
     assert!(
         site.is_untouched(),
         "a plugin has connected to what it was not granted, or changed it"
@@ -103,21 +120,91 @@ fn shown(logged: &str) -> String {
     logged.chars().skip(characters.saturating_sub(3000)).collect()
 }
 
+/// Does something while others read, whose answers must be right all the while, and whose stream must go on.
+async fn beside(
+    honest: &mut Honest,
+    name: &str,
+    doing: impl Future<Output = Result<(), String>>,
+) -> Result<(), String> {
+    let quiet = quiet(honest).await?;
+    let reading = honest.read();
+    let outcome = doing.await;
+    let beside = reading.stop().await;
+    print(name, &quiet, &beside);
+    outcome?;
+    unharmed(&beside)?;
+    honest.write().await
+}
+
+/// What others see before anything happens.
+async fn quiet(honest: &Honest) -> Result<Seen, String> {
+    let reading = honest.read();
+    tokio::time::sleep(MEASURED).await;
+    let quiet = reading.stop().await;
+    expect(quiet.wrong.is_empty() && quiet.missing == 0, || {
+        format!("before anything happened: {} missing, {:?}", quiet.missing, quiet.wrong)
+    })?;
+    Ok(quiet)
+}
+
+/// What others saw before and meanwhile. It is for people: machines that run tests are busy.
+fn print(name: &str, quiet: &Seen, beside: &Seen) {
+    println!(
+        "{name:<26} {:>5} {:>9.1?} {:>5} {:>9.1?} {:>9.1?} {:>7.1}",
+        quiet.count(),
+        quiet.p99(),
+        beside.count(),
+        beside.p99(),
+        beside.longest(),
+        beside.p99().as_secs_f64() / quiet.p99().as_secs_f64(),
+    );
+}
+
+/// Others had all their answers, right and in time.
+fn unharmed(seen: &Seen) -> Result<(), String> {
+    expect(seen.wrong.is_empty(), || {
+        format!("others were told what is not so: {:?}", seen.wrong)
+    })?;
+    expect(seen.missing == 0, || format!("{} reads of others failed", seen.missing))?;
+    expect(seen.longest() < LATE, || {
+        format!("others waited for {:?}", seen.longest())
+    })
+}
+
+/// Holds one that does not open its store to its row.
+async fn refuse_to_open<T>(
+    row: &Row,
+    opening: impl Future<Output = Result<T, OpenError>>,
+    log: &Log,
+) -> Result<(), String> {
+    let error = opening.await.err().ok_or("the store was opened")?.to_string();
+    expect(error.contains(row.says), || format!("the error is {error:?}"))?;
+    one_line(row, &log.take())
+}
+
 /// Holds one misbehaviour to its row.
-async fn contain(misbehaviour: Misbehaviour, guest: &Path, site: &Site, log: &Log) -> Result<(), String> {
-    let row = rows::row(misbehaviour);
-    let connection_string = format!("hostile://{}", misbehaviour.name());
-    let opened = stand::open(guest, &connection_string, row.limits, site).await;
-    if row.provocation == Provocation::Open {
-        let error = opened.err().ok_or("the store was opened")?.to_string();
-        expect(error.contains(row.says), || format!("the error is {error:?}"))?;
-        return one_line(&row, &log.take());
-    }
+async fn contain(
+    misbehaviour: Misbehaviour,
+    row: &Row,
+    guest: &Path,
+    site: &Site,
+    database: &Database,
+    log: &Log,
+) -> Result<(), String> {
+    let connection_string = row.database.then(|| database.connection_string());
+    let opened = stand::open(guest, misbehaviour.name(), connection_string, row.limits, site).await;
     let stand = Stand::start(opened.map_err(|error| error.to_string())?).await;
-    provoke_among_others(misbehaviour, &row, &stand, log).await?;
+    provoke_among_others(misbehaviour, row, &stand, log).await?;
+    // What an instance has begun ends with it, while the next one runs.
+    if row.database && row.replaced {
+        database.is_left_alone().await?;
+    }
     let ended = stand.stop().await;
     ended.map_err(|error| format!("it did not end in order: {error}"))?;
-    one_report(&row, &site.take_reports())
+    if row.database {
+        database.is_left_alone().await?;
+    }
+    one_report(row, &site.take_reports())
 }
 
 /// Looks for what was kept of an instance that has ended.
@@ -137,13 +224,7 @@ fn one_report(row: &Row, reports: &[String]) -> Result<(), String> {
 
 async fn provoke_among_others(misbehaviour: Misbehaviour, row: &Row, stand: &Stand, log: &Log) -> Result<(), String> {
     let mut honest = Honest::start(stand.client()).await;
-    let reading = honest.read();
-    tokio::time::sleep(MEASURED).await;
-    let quiet = reading.stop().await;
-    expect(quiet.wrong.is_empty() && quiet.missing == 0, || {
-        format!("before anything happened: {} missing, {:?}", quiet.missing, quiet.wrong)
-    })?;
-
+    let quiet = quiet(&honest).await?;
     let (before, restarts) = (stand.metric(row.metric), stand.metric("plugin_restarts_total"));
     log.take();
     let reading = honest.read();
@@ -157,32 +238,18 @@ async fn provoke_among_others(misbehaviour: Misbehaviour, row: &Row, stand: &Sta
         }
     }
     let beside = reading.stop().await;
-    println!(
-        "{:<26} {:>5} {:>9.1?} {:>5} {:>9.1?} {:>9.1?}",
-        misbehaviour.name(),
-        quiet.count(),
-        quiet.p99(),
-        beside.count(),
-        beside.p99(),
-        beside.longest(),
-    );
-    expect(beside.wrong.is_empty(), || {
-        format!("others were told what is not so: {:?}", beside.wrong)
-    })?;
-
+    print(misbehaviour.name(), &quiet, &beside);
     if row.replaced {
+        expect(beside.wrong.is_empty(), || {
+            format!("others were told what is not so: {:?}", beside.wrong)
+        })?;
         honest.start_over().await?;
         let now = stand.metric("plugin_restarts_total");
         expect(now == restarts + 1.0, || {
             format!("{now} restarts instead of one more than {restarts}")
         })?;
     } else {
-        expect(beside.missing == 0, || {
-            format!("{} reads of others failed", beside.missing)
-        })?;
-        expect(beside.longest() < LATE, || {
-            format!("others waited for {:?}", beside.longest())
-        })?;
+        unharmed(&beside)?;
         let now = stand.metric("plugin_restarts_total");
         expect(now == restarts, || "the plugin was replaced".to_owned())?;
     }
@@ -212,7 +279,7 @@ async fn provoke(
     let mut client = stand.client();
     let call = async {
         match provocation {
-            Provocation::Open => vec![],
+            Provocation::Open => Vec::new(),
             Provocation::Get => vec![get(client, "a").await],
             Provocation::Gets => loop {
                 let told = get(client.clone(), "a").await;
@@ -315,12 +382,12 @@ fn one_line(row: &Row, logged: &str) -> Result<(), String> {
 }
 
 /// Hands a file to the host that is no good plugin.
-async fn refuse(binary: Binary, site: &Site, log: &Log) -> Result<String, String> {
+async fn refuse(binary: Binary, site: &Site, log: &Log) -> Result<(), String> {
     let (words, is_run) = rows::refusal(binary);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("plugin.wasm");
     std::fs::write(&path, binary.bytes()).unwrap();
-    let opened = timeout(PATIENCE, stand::open(&path, "", stand::limits(), site));
+    let opened = timeout(PATIENCE, stand::open(&path, "", None, stand::limits(), site));
     let error = match opened.await {
         Ok(Ok(_)) => return Err("the store was opened".to_owned()),
         Ok(Err(error)) => error.to_string(),
@@ -336,8 +403,7 @@ async fn refuse(binary: Binary, site: &Site, log: &Log) -> Result<String, String
         .count();
     expect(lines == usize::from(is_run), || {
         format!("{lines} lines of the log say that it stopped")
-    })?;
-    Ok(error)
+    })
 }
 
 fn expect(is_so: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {

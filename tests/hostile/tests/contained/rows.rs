@@ -45,6 +45,8 @@ pub struct Row {
     pub metric: &'static str,
     /// Whether the instance is replaced.
     pub replaced: bool,
+    /// Whether it is granted a database.
+    pub database: bool,
     pub limits: Limits,
 }
 
@@ -66,6 +68,7 @@ fn lie(provocation: Provocation, law: &'static str) -> Row {
         log: &["broke a law of databroker:storage"],
         metric,
         replaced: false,
+        database: false,
         limits: limits(),
     }
 }
@@ -79,7 +82,19 @@ fn end(cause: &'static str) -> Row {
         log: &["the plugin's instance has stopped"],
         metric: r#"plugin_calls_total{function="get",result="stopped"}"#,
         replaced: true,
+        database: false,
         limits: limits(),
+    }
+}
+
+/// What waits for longer than a call may take.
+fn late() -> Row {
+    Row {
+        limits: Limits {
+            call: Duration::from_secs(2),
+            ..limits()
+        },
+        ..end("a call of `get` took longer than 2s")
     }
 }
 
@@ -92,6 +107,7 @@ fn refused(log: &'static [&'static str], metric: &'static str) -> Row {
         log,
         metric,
         replaced: false,
+        database: false,
         limits: Limits {
             compute: Duration::from_secs(10),
             turn: Duration::from_secs(10),
@@ -110,6 +126,7 @@ fn flood() -> Row {
         log: &["the plugin logs too much"],
         metric: "plugin_log_lines_dropped_total",
         replaced: false,
+        database: false,
         limits: Limits {
             compute: Duration::from_secs(10),
             turn: Duration::from_secs(10),
@@ -117,6 +134,31 @@ fn flood() -> Row {
             ..limits()
         },
     }
+}
+
+/// What is done to a database: this row with one.
+fn in_database(row: Row) -> Row {
+    Row {
+        database: true,
+        limits: Limits {
+            transactions: 3,
+            listeners: 3,
+            ..row.limits
+        },
+        ..row
+    }
+}
+
+/// A statement whose answer is larger than it may be: it fails, and the instance goes on.
+fn too_large(bound: &'static str) -> Row {
+    in_database(Row {
+        code: Some(Code::Unavailable),
+        says: bound,
+        ..refused(
+            &["the database has failed", r#"kind="too_large""#],
+            r#"plugin_database_statements_total{result="too_large"}"#,
+        )
+    })
 }
 
 /// The row of a misbehaviour.
@@ -131,21 +173,27 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
                 turn: Duration::from_millis(500),
                 ..limits()
             },
-            ..end("computed for more than 500ms without giving other calls their turn")
+            // Seen by whoever counts what it computes, or on a busy machine by whoever looks from outside.
+            ..end("for more than 500ms without giving other calls their turn")
         },
         M::CostlyHostCalls => end("computed for more than 500ms in one call"),
-        M::BlocksForEver => {
-            end("it was in a call of the host's for more than 1s without giving other calls their turn")
-        }
+        M::BlocksForEver => Row {
+            limits: Limits {
+                turn: Duration::from_secs(1),
+                ..limits()
+            },
+            ..end("it was in a call of the host's for more than 1s without giving other calls their turn")
+        },
         M::NeverAnswers => end("computed for more than 500ms in one call"),
-        M::WaitsForEver => end("a call of `get` took longer than 2s"),
+        M::WaitsForEver => late(),
         M::MemoryBomb => end("memory beyond its limit"),
         M::MemoryGrownSlowly => Row {
             provocation: P::Gets,
             ..end("memory beyond its limit")
         },
         M::EndlessRecursion => end("wasm trap"),
-        M::LeakedHandles | M::LeakedSecrets => end("table"),
+        M::LeakedHandles => end("resource table has no free keys"),
+        M::LeakedSecrets | M::LeakedCalls => end("handle limit exceeded"),
         M::LeakedFiles => refused(
             &["refused what it is not granted", r#"kind="open""#],
             r#"plugin_refusals_total{kind="open"}"#,
@@ -166,6 +214,35 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
             &["refused what it is not granted", r#"kind="secret""#],
             r#"plugin_refusals_total{kind="secret"}"#,
         ),
+        M::DatabaseOutside => Row {
+            code: Some(Code::Unavailable),
+            says: "settings: no database",
+            ..refused(
+                &[
+                    "refused what it is not granted",
+                    r#"kind="database""#,
+                    "DATABROKER_STORAGE_CONNECTION_STRING",
+                ],
+                r#"plugin_refusals_total{kind="database"}"#,
+            )
+        },
+        M::LeakedTransactions => in_database(Row {
+            code: Some(Code::Unavailable),
+            says: "out-of-connections: the plugin has 3 transactions open",
+            ..refused(
+                &[
+                    "refused what it is not granted",
+                    r#"kind="open""#,
+                    "DATABROKER_PLUGIN_TRANSACTIONS",
+                ],
+                r#"plugin_refusals_total{kind="open"}"#,
+            )
+        }),
+        M::LeakedListeners => in_database(end("more than 3 listeners at once")),
+        M::TrapInTransaction => in_database(end("unreachable")),
+        M::EndlessStatement => in_database(late()),
+        M::EndlessRows => too_large("too-large: "),
+        M::EndlessBytes => too_large("too-large: "),
         M::Trap => end("unreachable"),
         M::TrapOnEveryThirdCall => Row {
             provocation: P::Gets,

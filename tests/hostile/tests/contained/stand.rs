@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
+use databroker_host::backend::{Backend, StoreInfo};
 use databroker_host::broker::{self, Broker};
 use databroker_host::component::{self, Destination, Directory, Grants, Limits, OpenError, Origin, Restarts, Source};
 use databroker_host::data::Descriptors;
@@ -31,13 +32,14 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A client with a good token.
 pub type Client = DataBrokerServiceClient<InterceptedService<Channel, Credentials>>;
 
-/// Limits that are reached soon.
+/// Limits of which the first that a plugin reaches is the one of its row: on a busy machine, half a second of computing may
+/// take ten times as long.
 pub fn limits() -> Limits {
     Limits {
         memory_bytes: 256 << 20,
         compute: Duration::from_millis(500),
-        turn: Duration::from_secs(1),
-        call: Duration::from_secs(2),
+        turn: Duration::from_secs(10),
+        call: Duration::from_secs(10),
         ..Limits::default()
     }
 }
@@ -102,7 +104,7 @@ impl Site {
             && fs::read(self.folder.path().join("data/file")).is_ok_and(|content| content == b"content")
     }
 
-    fn grants(&self) -> Grants {
+    fn grants(&self, misbehaviour: &str) -> Grants {
         let port = self.listener.local_addr().expect("a port").port();
         // It leads to this machine itself, which only `localhost` may do.
         let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -110,7 +112,13 @@ impl Site {
         let addresses = Destination::parse(&format!("{name}:{port}")).into_iter().collect();
         let origins = ["http", "https"].map(|scheme| Origin::parse(&format!("{scheme}://{name}:{port}")));
         Grants {
-            settings: [("port".to_owned(), port.to_string()), ("name".to_owned(), name)].into(),
+            settings: [
+                ("misbehaviour", misbehaviour),
+                ("port", &port.to_string()),
+                ("name", &name),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
             secrets: [("granted".to_owned(), self.folder.path().join("granted"))].into(),
             directories: vec![Directory {
                 inside: "/data".to_owned(),
@@ -124,24 +132,22 @@ impl Site {
     }
 }
 
+/// A store that was opened.
+type Opened = (Arc<dyn Backend>, StoreInfo);
+
 /// Opens a plugin, as the program would.
 pub async fn open(
     plugin: &Path,
-    connection_string: &str,
+    misbehaviour: &str,
+    connection_string: Option<String>,
     limits: Limits,
     site: &Site,
-) -> Result<
-    (
-        Arc<dyn databroker_host::backend::Backend>,
-        databroker_host::backend::StoreInfo,
-    ),
-    OpenError,
-> {
+) -> Result<Opened, OpenError> {
     let config = component::Config {
-        connection_string: Some(connection_string.to_owned()),
+        connection_string,
         cache_dir: Some(site.cache()),
         report_dir: Some(site.reports()),
-        grants: site.grants(),
+        grants: site.grants(misbehaviour),
         limits,
         restarts: Restarts {
             shortest_pause: Duration::from_millis(10),
@@ -169,12 +175,7 @@ pub struct Stand {
 
 impl Stand {
     /// Serves an opened store on a free port of this machine.
-    pub async fn start(
-        (backend, info): (
-            Arc<dyn databroker_host::backend::Backend>,
-            databroker_host::backend::StoreInfo,
-        ),
-    ) -> Self {
+    pub async fn start((backend, info): Opened) -> Self {
         let instruments = Instruments::default();
         let backend = instruments.measure(backend);
         let broker = Broker::start(backend, info, broker::Config::default(), descriptors())

@@ -8,10 +8,13 @@
     reason = "tests"
 )]
 
+mod config_check;
 mod faulty;
 mod history;
+mod horizon;
 mod pomerium;
 mod side_by_side;
+mod take_over;
 
 use std::path::PathBuf;
 

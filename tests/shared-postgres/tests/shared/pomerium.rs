@@ -1,4 +1,4 @@
-//! Pomerium's own tests of storages, and its server as a follower, on Postgres: with one host, and with three on one
+//! Pomerium's own tests of storages, its server as a follower, and its metrics beside ours, on Postgres: with one host, and with three on one
 //! database, of which each call takes the next.
 //!
 //! The tests themselves are Go, in `tests/pomerium`.
@@ -37,7 +37,7 @@ fn pomeriums_own_code_on_postgres() {
                 "-timeout=10m",
                 "-v",
                 "-run",
-                "TestStorage|TestFollower",
+                "TestStorage|TestFollower|TestPoolMetrics",
                 ".",
             ])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../pomerium"))

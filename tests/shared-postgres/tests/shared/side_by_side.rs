@@ -26,7 +26,7 @@ use super::PROGRAM;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Starts a databroker of a kind on a server.
-async fn start(kind: Kind, server: &PostgresServer, stock: &Path, folder: &Path, name: &str) -> Process {
+pub(crate) async fn start(kind: Kind, server: &PostgresServer, stock: &Path, folder: &Path, name: &str) -> Process {
     let path = match kind {
         Kind::Host => Path::new(PROGRAM),
         Kind::Stock => stock,

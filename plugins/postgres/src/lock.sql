@@ -1,0 +1,23 @@
+-- Takes the lock of all hosts that write, until the transaction ends.
+--
+-- Pomerium's own processes do not take it. Their readers pass by whatever of ours has a lower version than a change of theirs
+-- and is committed after it, and never come back. So where there are some (in_company) they are kept from writing for as long
+-- as this takes, once what they write now is done. A vacuum is not waited for longer than others of their writes take; then it
+-- goes without. Of theirs, a patch may hold a record that is written here and wait for this: then this gives way, before the
+-- server looks for circles (deadlock_timeout, 1 s), and is tried again.
+CREATE FUNCTION pomerium.{name}(in_company boolean) RETURNS void
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    PERFORM pg_advisory_xact_lock({key});
+    IF in_company THEN
+        BEGIN
+            SET LOCAL lock_timeout = '50ms';
+            LOCK TABLE pomerium.record_changes IN SHARE MODE;
+            SET LOCAL lock_timeout = '300ms';
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
+        END;
+    END IF;
+END
+$function$
