@@ -7,6 +7,8 @@
 -- server looks for circles (deadlock_timeout, 1 s), and is tried again.
 CREATE FUNCTION pomerium.{name}(in_company boolean) RETURNS void
 LANGUAGE plpgsql
+-- Whoever may make functions in another schema must not have them called in place of the server's own.
+SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     PERFORM pg_advisory_xact_lock({key});

@@ -11,6 +11,8 @@ CREATE FUNCTION pomerium.{name}(
     in_last boolean[], in_expected bigint[], in_now bigint, in_sequence text, in_company boolean,
     OUT server_version bigint, OUT options_revision bigint, OUT versions bigint[])
 LANGUAGE plpgsql
+-- Whoever may make functions in another schema must not have them called in place of the server's own.
+SET search_path = pg_catalog, pg_temp
 -- Rows are found one by one, by an index. One plan is right for that however many there are, and a plan for each call would
 -- cost more than the write; but one that was made while the tables were small must not read all of them later on.
 SET plan_cache_mode = force_generic_plan

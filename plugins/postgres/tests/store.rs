@@ -439,6 +439,21 @@ async fn batches_are_atomic_and_deletes_leave_tombstones() {
 }
 
 #[tokio::test]
+async fn functions_of_others_are_not_called() {
+    let server = PostgresServer::start().unwrap();
+    server
+        .sql(
+            "CREATE FUNCTION public.stolen(bigint[], bigint) RETURNS bigint[] LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE 'stolen'; END $$; \
+             CREATE AGGREGATE public.array_agg(bigint) (sfunc = public.stolen, stype = bigint[], initcond = '{}')",
+        )
+        .unwrap();
+    let store = open(&server).await;
+    let put = store.put(vec![vec![upsert("t", "x", b"x")]], NOW).await.unwrap();
+    assert_eq!(put.batches, [Ok(vec![Outcome::Stored(1)])]);
+}
+
+#[tokio::test]
 async fn the_isolation_of_a_role_changes_nothing() {
     let server = PostgresServer::start().unwrap();
     server
