@@ -238,6 +238,15 @@ pub struct Environment<'e> {
 }
 
 impl Environment<'static> {
+    /// One without variables and files, so that what the string says is all there is.
+    #[must_use]
+    pub fn bare() -> Self {
+        Self {
+            variable: &|_| None,
+            exists: &|_| false,
+        }
+    }
+
     /// The process's own.
     #[must_use]
     pub fn process() -> Self {

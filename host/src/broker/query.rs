@@ -50,7 +50,7 @@ pub async fn run(broker: &Broker, query: Query) -> Result<Option<QueryPage>, Bro
         resolution: Resolution::default(),
         condition: None,
         looked_at: AtomicU64::new(0),
-        places: Mutex::default(),
+        positions: Mutex::default(),
     };
     // Before the first look, so that the answer is never older than it says. Of a shared store the place is another call, and
     // each page has it.
@@ -85,11 +85,11 @@ pub async fn run(broker: &Broker, query: Query) -> Result<Option<QueryPage>, Bro
             Plan::Scan => search.scan(None, &mut |record| answer.add(record)).await?,
         }
     }
-    if !pages_tell || search.places.lock().first.is_none() {
+    if !pages_tell || search.positions.lock().first.is_none() {
         search.stand().await?;
     }
-    let places = search.places.into_inner();
-    let whole = places.first.filter(|_| !places.differ);
+    let positions = search.positions.into_inner();
+    let whole = positions.first.filter(|_| !positions.differ);
     Ok(whole.map(|(server_version, latest_version)| QueryPage {
         total: total.unwrap_or(answer.total),
         records: answer.records,
@@ -100,7 +100,7 @@ pub async fn run(broker: &Broker, query: Query) -> Result<Option<QueryPage>, Bro
 
 /// Where the store stood as a query went on.
 #[derive(Default)]
-struct Places {
+struct Positions {
     /// At first: the server version and the newest change.
     first: Option<(u64, Version)>,
     /// True where it was of another server version later on.
@@ -196,7 +196,7 @@ struct Search<'a> {
     condition: Option<String>,
     /// Bytes looked at since the last pause.
     looked_at: AtomicU64,
-    places: Mutex<Places>,
+    positions: Mutex<Positions>,
 }
 
 impl Search<'_> {
@@ -208,9 +208,9 @@ impl Search<'_> {
     }
 
     fn note(&self, server_version: u64, latest_version: Version) {
-        let mut places = self.places.lock();
-        let (first, _) = *places.first.get_or_insert((server_version, latest_version));
-        places.differ |= first != server_version;
+        let mut positions = self.positions.lock();
+        let (first, _) = *positions.first.get_or_insert((server_version, latest_version));
+        positions.differ |= first != server_version;
     }
 
     /// Whether a record matches.

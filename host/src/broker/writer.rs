@@ -527,13 +527,17 @@ impl WriterTask {
             };
             answers.push((reply, answer));
         }
-        self.publish(server_version, changes).await;
+        // Whoever has an answer finds the change in a stream that begins then: in the hub, or in a store that is shared.
+        if !self.shared {
+            self.publish(server_version, std::mem::take(&mut changes)).await;
+        }
         for (record_type, stored) in of_types {
             self.enforce_capacity(record_type, stored).await;
         }
         for (reply, answer) in answers {
             reply.send(answer);
         }
+        self.publish(server_version, changes).await;
         alone
     }
 

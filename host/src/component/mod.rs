@@ -97,8 +97,8 @@ impl Config {
         }
     }
 
-    /// How many files and sockets of this process an instance may have open: none where it is granted nothing that could be
-    /// opened, whatever the bound.
+    /// How many files and sockets of this process an instance may have open, its listeners to a database among them: none where it
+    /// is granted nothing that could be opened, whatever the bound.
     pub fn most_open(&self) -> usize {
         let Grants {
             directories,

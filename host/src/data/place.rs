@@ -81,8 +81,11 @@ impl Finder<'_> {
         match message.form {
             Form::Plain if !rest.is_empty() => {}
             Form::Plain | Form::MapEntry | Form::Any => return None,
+            // A value of it may be anywhere: lists have no names there, however deep they are within each other, so that names
+            // could be looked for only at every depth. One such look within another would cost a database what the data's
+            // depth multiplies, with each name once more.
             Form::Struct | Form::Value | Form::ListValue => {
-                Self::json(&base, places);
+                places.push(place(format!("{base}.**"), PlaceForm::Json));
                 return Some(());
             }
             Form::Timestamp | Form::Duration | Form::Wrapper if !rest.is_empty() => return self.inside(message, rest),
@@ -159,13 +162,6 @@ impl Finder<'_> {
             one(below(base, key), rest)?;
         }
         (splits(rest).count() <= MAX_PLACES && places.len() <= MAX_PLACES).then_some(())
-    }
-
-    /// JSON within: a value of it may be anywhere. Lists have no names there, however deep they are within each other, so that
-    /// names can be looked for only at every depth; and a look at every depth within another costs a database what the
-    /// data's depth multiplies, with each name once more.
-    fn json(base: &str, places: &mut Vec<Place>) {
-        places.push(place(format!("{base}.**"), PlaceForm::Json));
     }
 }
 

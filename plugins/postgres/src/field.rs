@@ -9,14 +9,13 @@
 //!
 //! JSON says nothing of data that it could not say when it was written, and little of data of another type than its record's.
 //! Such records are always among those that are found: the condition is [`OPAQUE`], and an index of its own finds them. Of a
-//! walk, which reads each record in any case, [`Walk`] says the same in a cheaper way.
+//! walk, which reads each record in any case, [`walk`] says the same in a cheaper way.
 //!
 //! # Which index
 //!
 //! GIN over `data -> 'name'` has an entry for a value and one for each value of a list, so that nobody has to know here which
-//! of the two a field is; its entries are numbers made of the values, so that a value may be of any length. Beside a B-tree
-//! over `data ->> 'name'` it costs a write as much, and the one over whole documents that was here before cost twenty times
-//! that.
+//! of the two a field is; its entries are numbers made of the values, so that a value may be of any length. It costs a write
+//! as much as a B-tree over `data ->> 'name'` does, and a twentieth of one over whole documents.
 
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::json::quoted;
@@ -85,27 +84,18 @@ pub(crate) fn select(
     ))
 }
 
-/// What a walk looks for in the JSON of a type's records.
-pub(crate) struct Walk<'w> {
-    /// The type of the records.
-    pub(crate) record_type: &'w str,
-    /// A condition in the language of JSON paths.
-    pub(crate) condition: String,
-}
-
-impl Walk<'_> {
-    /// The condition on records that meet it or are opaque. Of a record that is neither, the database looks for a path, takes
-    /// one value and compares how many there are; [`OPAQUE`] would make a copy of each document.
-    pub(crate) fn condition(self, parameters: &mut Parameters) -> String {
-        let record_type = text::store(self.record_type);
-        let nothing_else = parameters.add(Value::Text(format!("{{\"@type\":{}}}", quoted(&record_type))));
-        let record_type = parameters.add(Value::Text(record_type));
-        let condition = parameters.add(Value::Text(self.condition));
-        format!(
-            "(r.data @@ {condition}::jsonpath OR r.data ->> '@type' IS DISTINCT FROM {record_type} \
-             OR r.data = {nothing_else}::jsonb)"
-        )
-    }
+/// The condition of a walk on records of a type that meet one in the language of JSON paths, or are opaque. Of a record that is
+/// neither, the database looks for a path, takes one value and compares how many there are; [`OPAQUE`] would make a copy of
+/// each document.
+pub(crate) fn walk(record_type: &str, condition: String, parameters: &mut Parameters) -> String {
+    let record_type = text::store(record_type);
+    let nothing_else = parameters.add(Value::Text(format!("{{\"@type\":{}}}", quoted(&record_type))));
+    let record_type = parameters.add(Value::Text(record_type));
+    let condition = parameters.add(Value::Text(condition));
+    format!(
+        "(r.data @@ {condition}::jsonpath OR r.data ->> '@type' IS DISTINCT FROM {record_type} \
+         OR r.data = {nothing_else}::jsonb)"
+    )
 }
 
 /// A type or a name as a constant in a statement: an index of that type alone is used where the statement names the type.

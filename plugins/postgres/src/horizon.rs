@@ -15,9 +15,9 @@
 //! warning: a change may then be missed until its record is written again.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::database::{Data, Database, Row};
+use crate::database::{Data, Database, Row, Value};
 use crate::page::Parameters;
 use crate::record::Position;
 use crate::store::{Error, Store, no_row, unsigned};
@@ -31,12 +31,16 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The longest between looks.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Where the store stands, as a list: the server version, the oldest change, the mark that `clear` has left, the newest
-/// change, and how many there are from the horizon, `$1`, up to that.
-const PLACE: &str = "SELECT ARRAY[m.server_version, e.earliest, s.floor, greatest(e.latest, s.floor), \
-    (SELECT count(*) FROM pomerium.record_changes c WHERE c.version > $1 AND c.version <= e.latest)] AS place \
-    FROM pomerium.migration_info m, pomerium.host_state s, \
-    (SELECT coalesce(min(version), 0) AS earliest, coalesce(max(version), 0) AS latest FROM pomerium.record_changes) e LIMIT 1";
+/// Selects where the store stands, as a list: the server version, the oldest change, the mark that `clear` has left, the newest
+/// change, and how many there are from the horizon up to that.
+fn place(horizon: &str) -> String {
+    format!(
+        "SELECT ARRAY[m.server_version, e.earliest, s.floor, greatest(e.latest, s.floor), \
+           (SELECT count(*) FROM pomerium.record_changes c WHERE c.version > {horizon} AND c.version <= e.latest)] AS place \
+         FROM pomerium.migration_info m, pomerium.host_state s, \
+         (SELECT coalesce(min(version), 0) AS earliest, coalesce(max(version), 0) AS latest FROM pomerium.record_changes) e LIMIT 1"
+    )
+}
 
 /// Where the store stood at a moment.
 #[derive(Clone, Copy)]
@@ -71,7 +75,7 @@ impl<D: Database, J: Data> Store<D, J> {
 
     /// Where the store stands, with the horizon raised as far as it can be.
     pub(crate) async fn position(&self) -> Result<Position, Error> {
-        let (place, _) = self.read_at_place("SELECT WHERE false", &Parameters::default()).await?;
+        let (place, _) = self.read_at_place("SELECT WHERE false", Parameters::default()).await?;
         Ok(place.position)
     }
 
@@ -82,10 +86,12 @@ impl<D: Database, J: Data> Store<D, J> {
     pub(crate) async fn read_at_place(
         &self,
         statement: &str,
-        parameters: &Parameters,
+        mut parameters: Parameters,
     ) -> Result<(Place, Vec<Row>), Error> {
+        let place = place(&parameters.add(Value::Integer(0)));
+        let mut parameters = parameters.into_values();
         let statement = format!(
-            "WITH place AS ({PLACE}), read AS NOT MATERIALIZED ({statement}) \
+            "WITH place AS ({place}), read AS NOT MATERIALIZED ({statement}) \
              SELECT place.*, read.* FROM place LEFT JOIN read ON false UNION ALL SELECT NULL::bigint[], read.* FROM read"
         );
         let mut has_waited = false;
@@ -93,7 +99,10 @@ impl<D: Database, J: Data> Store<D, J> {
             let horizon = self.horizon.get();
             let mut place = None;
             let mut read = Vec::new();
-            for mut row in self.run(&statement, parameters.with_horizon(horizon)).await? {
+            if let Some(last) = parameters.last_mut() {
+                *last = Value::Integer(horizon);
+            }
+            for mut row in self.run(&statement, parameters.clone()).await? {
                 match row.integers()? {
                     none if none.is_empty() => read.push(row),
                     found => place = Some(found),
@@ -117,13 +126,27 @@ impl<D: Database, J: Data> Store<D, J> {
             self.horizon.set(latest.max(self.horizon.get()));
             // Without any change there was nothing to prune: the newest is kept.
             let gone = if earliest > 0 { earliest - 1 } else { 0 };
+            self.note_beginning(earliest);
             let position = Position {
                 server_version: unsigned(server_version),
                 earliest_version: unsigned(earliest.min(latest)),
                 latest_version: unsigned(latest),
             };
-            let pruned = if gone > floor { unsigned(gone) } else { 0 };
+            let kept = floor.max(self.never_given.get());
+            let pruned = if gone > kept { unsigned(gone) } else { 0 };
             return Ok((Place { position, pruned }, read));
+        }
+    }
+
+    /// A log that was empty a moment ago has lost nothing since: what is missing below its first change was given to
+    /// transactions that failed. Nobody whose place is there has missed anything.
+    fn note_beginning(&self, earliest: i64) {
+        /// Less than changes are kept for, by far.
+        const MOMENT: Duration = Duration::from_secs(5);
+        if earliest == 0 {
+            self.empty_at.set(Some(Instant::now()));
+        } else if self.empty_at.take().is_some_and(|at| at.elapsed() < MOMENT) {
+            self.never_given.set(earliest - 1);
         }
     }
 

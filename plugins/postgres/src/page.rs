@@ -31,14 +31,9 @@ impl Bounds {
     }
 }
 
-/// Parameters, numbered as they come. `$1` is the horizon, which [`Store::read_at_place`] fills in.
+/// Parameters, numbered as they come.
+#[derive(Default)]
 pub(crate) struct Parameters(Vec<Value>);
-
-impl Default for Parameters {
-    fn default() -> Self {
-        Self(vec![Value::Integer(0)])
-    }
-}
 
 impl Parameters {
     /// The place of a new one in the statement.
@@ -47,12 +42,8 @@ impl Parameters {
         format!("${}", self.0.len())
     }
 
-    pub(crate) fn with_horizon(&self, horizon: i64) -> Vec<Value> {
-        let mut values = self.0.clone();
-        if let Some(first) = values.first_mut() {
-            *first = Value::Integer(horizon);
-        }
-        values
+    pub(crate) fn into_values(self) -> Vec<Value> {
+        self.0
     }
 }
 
@@ -104,7 +95,7 @@ impl<D: Database, J: Data> Store<D, J> {
         mut parameters: Parameters,
     ) -> Result<(Place, Page), Error> {
         let statement = selection.statement(bounds, &mut parameters);
-        let (place, rows) = self.read_at_place(&statement, &parameters).await?;
+        let (place, rows) = self.read_at_place(&statement, parameters).await?;
         Ok((place, self.cut(rows, bounds)?))
     }
 

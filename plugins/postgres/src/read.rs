@@ -1,7 +1,7 @@
 //! Reading records: by key, page by page, and from the change log.
 
 use crate::database::{Data, Database, Value};
-use crate::field::{self, Walk};
+use crate::field;
 use crate::page::{Bounds, Parameters, Selection};
 use crate::record::{EXACT, Key, Position, Record, columns};
 use crate::store::{Error, Store, first, signed};
@@ -155,7 +155,7 @@ impl<D: Database, J: Data> Store<D, J> {
             None => {
                 conditions.push(of_type(&mut parameters));
                 if let (Some(record_type), Some(condition)) = (&request.record_type, request.condition) {
-                    conditions.push(Walk { record_type, condition }.condition(&mut parameters));
+                    conditions.push(field::walk(record_type, condition, &mut parameters));
                 }
                 "pomerium.records".to_owned()
             }

@@ -1,7 +1,8 @@
 //! The tables: made where there are none, taken as they are where Pomerium has made them.
 //!
 //! It is Pomerium's schema after all of its migrations, name for name, so that its own processes find what they expect. What
-//! is ours beside it: two tables, some indexes and two functions, in the same schema because a role often may not make another one.
+//! is ours beside it: two tables, some indexes and two functions, in the same schema because a role often may not make
+//! another one.
 
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::field::OPAQUE;
@@ -87,6 +88,8 @@ impl<D: Database, J: Data> Store<D, J> {
             data,
             horizon: std::cell::Cell::new(0),
             stalled: std::cell::Cell::new(false),
+            empty_at: std::cell::Cell::new(None),
+            never_given: std::cell::Cell::new(0),
             looked_at: std::cell::Cell::new(None),
             swept: std::cell::Cell::new(0),
             sequence,

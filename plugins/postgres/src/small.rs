@@ -109,7 +109,7 @@ impl<D: Database, J: Data> Store<D, J> {
             "SELECT {OPTIONS_REVISION} AS options, (SELECT ('x' || left(md5(coalesce(string_agg(s.kind || ' ' || s.endpoint, ' ' ORDER BY s.kind, s.endpoint), '')), 15)) \
              ::bit(60)::bigint FROM pomerium.services s WHERE s.expires_at > clock_timestamp()) AS services"
         );
-        let (place, rows) = self.read_at_place(&query, &Parameters::default()).await?;
+        let (place, rows) = self.read_at_place(&query, Parameters::default()).await?;
         let position = place.position;
         let mut row = first(rows)?;
         Ok(Observed {

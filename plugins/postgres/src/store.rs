@@ -66,6 +66,10 @@ pub struct Store<D, J> {
     pub(crate) horizon: Cell<i64>,
     /// True once the operator was told of a transaction that hangs, until nothing does.
     pub(crate) stalled: Cell<bool>,
+    /// When the change log was seen last without a change; none once it had one.
+    pub(crate) empty_at: Cell<Option<Instant>>,
+    /// Below the first change that came to the empty log no version was given to any.
+    pub(crate) never_given: Cell<i64>,
     /// When it was looked last for what others have done.
     pub(crate) looked_at: Cell<Option<Instant>>,
     /// Exact bytes that nobody needs any more were looked for up to this version.

@@ -508,9 +508,7 @@ impl<D: Database, J: Data> Store<D, J> {
         };
         let bounds = Bounds::new(request.max_records, BYTES);
         let statement = selection.statement(bounds, &mut parameters);
-        let rows = transaction
-            .run(Query::new(statement, parameters.with_horizon(0)))
-            .await?;
+        let rows = transaction.run(Query::new(statement, parameters.into_values())).await?;
         let Page { mut records, more } = self.cut(rows, bounds)?;
         // What Pomerium has written meanwhile is neither old nor too much.
         let there = stored(&transaction, records.iter().map(|record| record.key.clone()).collect()).await?;

@@ -181,13 +181,13 @@ async fn open(server: &PostgresServer) -> TestStore {
     try_open(server).await.unwrap()
 }
 
+async fn connect(url: &str) -> Pool {
+    let settings = ConnectionString::parse(url, &Environment::bare()).unwrap();
+    Pool::open(settings).await.unwrap()
+}
+
 async fn try_open(server: &PostgresServer) -> Result<TestStore, Error> {
-    let environment = Environment {
-        variable: &|_| None,
-        exists: &|_| false,
-    };
-    let settings = ConnectionString::parse(&server.url(), &environment).unwrap();
-    let pool = Pool::open(settings).await.unwrap();
+    let pool = connect(&server.url()).await;
     let listener = Mutex::new(pool.listen(vec!["pomerium_record_change".to_owned()]));
     Store::open(Direct { pool, listener }, Hexadecimal, 7).await
 }
@@ -439,6 +439,26 @@ async fn batches_are_atomic_and_deletes_leave_tombstones() {
 }
 
 #[tokio::test]
+async fn a_log_that_begins_with_a_write_that_failed_has_lost_nothing() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    assert_eq!(changes(&store, 0).await.unwrap(), []);
+    let fails = "SELECT nextval(pg_get_serial_sequence('pomerium.record_changes', 'version'))";
+    server.sql(fails).unwrap();
+    put(&store, vec![upsert("t", "x", b"x")]).await.unwrap();
+    assert_eq!(changes(&store, 0).await.unwrap(), [(2, "x".to_owned(), false)]);
+    // Nor is what comes after a Clear.
+    let cleared = store.clear(8).await.unwrap();
+    assert_eq!(changes(&store, cleared.latest_version).await.unwrap(), []);
+    server.sql(fails).unwrap();
+    put(&store, vec![upsert("t", "y", b"y")]).await.unwrap();
+    assert_eq!(
+        changes(&store, cleared.latest_version).await.unwrap(),
+        [(4, "y".to_owned(), false)]
+    );
+}
+
+#[tokio::test]
 async fn functions_of_others_are_not_called() {
     let server = PostgresServer::start().unwrap();
     server
@@ -461,13 +481,7 @@ async fn the_isolation_of_a_role_changes_nothing() {
         .unwrap();
     let store = open(&server).await;
     // Another host clears while a put waits for its turn.
-    let environment = Environment {
-        variable: &|_| None,
-        exists: &|_| false,
-    };
-    let pool = Pool::open(ConnectionString::parse(&server.url(), &environment).unwrap())
-        .await
-        .unwrap();
+    let pool = connect(&server.url()).await;
     let mut clearing = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
     let lock = "SELECT pg_advisory_xact_lock(7233190438146043755)::text";
     clearing.run(&statement(lock, &[])).await.unwrap();
@@ -500,13 +514,7 @@ async fn what_pomerium_writes_is_read_and_its_open_transactions_are_waited_for()
     let slow = open(&server).await;
     let begin = slow.put(vec![vec![upsert("t", "x", b"x")]], NOW);
     begin.await.unwrap();
-    let environment = Environment {
-        variable: &|_| None,
-        exists: &|_| false,
-    };
-    let pool = Pool::open(ConnectionString::parse(&server.url(), &environment).unwrap())
-        .await
-        .unwrap();
+    let pool = connect(&server.url()).await;
     let mut transaction = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
     transaction.run(&statement(&foreign("late", "{}"), &[])).await.unwrap();
     // A later one that is committed at once.
@@ -540,14 +548,8 @@ async fn transactions_of_other_databases_hold_nobody_up() {
         assert!(std::time::Instant::now() < end, "{error}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let environment = Environment {
-        variable: &|_| None,
-        exists: &|_| false,
-    };
     let url = format!("postgres://postgres@127.0.0.1:{}/other", server.port());
-    let other = Pool::open(ConnectionString::parse(&url, &environment).unwrap())
-        .await
-        .unwrap();
+    let other = connect(&url).await;
     let mut hanging = other.begin(&TransactionOptions::default(), WAIT).await.unwrap();
     hanging.run(&statement(&foreign("theirs", "{}"), &[])).await.unwrap();
 
@@ -576,13 +578,7 @@ async fn many_writers_and_none_is_missed() {
     };
     let their_url = server.url();
     let theirs = async {
-        let environment = Environment {
-            variable: &|_| None,
-            exists: &|_| false,
-        };
-        let pool = Pool::open(ConnectionString::parse(&their_url, &environment).unwrap())
-            .await
-            .unwrap();
+        let pool = connect(&their_url).await;
         let one = async |name: &str| {
             for number in 0..40 {
                 let text = foreign(&format!("{name}{number}"), "{}");
@@ -1000,13 +996,7 @@ async fn a_patch_of_pomeriums_and_a_write_of_the_same_record_both_end_well() {
         1,
         "from here on the host knows that it has company"
     );
-    let environment = Environment {
-        variable: &|_| None,
-        exists: &|_| false,
-    };
-    let pool = Pool::open(ConnectionString::parse(&server.url(), &environment).unwrap())
-        .await
-        .unwrap();
+    let pool = connect(&server.url()).await;
     let mut patch = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
     let hold = "SELECT version FROM pomerium.records WHERE id = 'theirs' FOR UPDATE";
     patch.run(&statement(hold, &[])).await.unwrap();

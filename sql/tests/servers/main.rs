@@ -24,16 +24,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// How long a caller waits for a connection.
 pub(crate) const WAIT: Duration = Duration::from_secs(5);
 
-/// An environment without variables or files.
-pub(crate) fn bare() -> Environment<'static> {
-    Environment {
-        variable: &|_| None,
-        exists: &|_| false,
-    }
-}
-
 pub(crate) async fn open(text: &str) -> Result<Pool, Error> {
-    Pool::open(ConnectionString::parse(text, &bare()).unwrap()).await
+    Pool::open(ConnectionString::parse(text, &Environment::bare()).unwrap()).await
 }
 
 pub(crate) fn statement<'s>(sql: &'s str, parameters: &'s [Value]) -> Statement<'s> {

@@ -32,22 +32,12 @@ async fn three_hosts() {
     passes_with(3, &server.url(), of_the_store(), JOBS).await;
 }
 
-/// One host whose every transaction is on whichever connection PgBouncer has free: nothing is prepared and nothing notified. Streams
-/// hear of changes each second. So those cases are left out that wait for some forty changes one after the other, most of a
-/// minute each; what they ask for is also asked for by others.
+/// One host whose every transaction is on whichever connection PgBouncer has free: nothing is prepared and nothing notified.
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_pooler() {
-    const ONE_BY_ONE: &[&str] = &[
-        "sync.new_changes",
-        "sync.slow_reader",
-        "sync.client_cancels",
-        "sync.order_within_put",
-    ];
     let server = PostgresServer::start().expect("a server");
     let bouncer = PgBouncer::start(&server, PoolMode::Transaction, 8).expect("a pooler");
-    let mut cases = of_the_store();
-    cases.retain(|case| !ONE_BY_ONE.contains(&case.as_str()));
-    passes_with(1, &bouncer.url(), cases, 16).await;
+    passes_with(1, &bouncer.url(), of_the_store(), 16).await;
 }
 
 /// The cases that the store has a part in.

@@ -301,11 +301,7 @@ async fn what_a_condition_leaves_out_does_not_match() {
     const RECORDS: usize = 120;
     const FILTERS: usize = 2_500;
     let server = PostgresServer::start().unwrap();
-    let environment = Environment {
-        variable: &|_| None,
-        exists: &|_| false,
-    };
-    let pool = Pool::open(ConnectionString::parse(&server.url(), &environment).unwrap())
+    let pool = Pool::open(ConnectionString::parse(&server.url(), &Environment::bare()).unwrap())
         .await
         .unwrap();
     let run = async |sql: &str, parameters: &[SqlValue]| {

@@ -330,15 +330,18 @@ async fn storm(processes: &[(Kind, Process)]) -> Vec<(Kind, Reader)> {
     let (last, _) = tokio::sync::watch::channel(u64::MAX);
     let mut readers = Vec::new();
     for (kind, client) in clients.iter().chain(&clients) {
+        let kind = *kind;
         let (client, mut last) = (client.clone(), last.subscribe());
         readers.push((
-            *kind,
+            kind,
             tokio::spawn(async move {
                 let mut stream = client.sync(server_version, after).await.unwrap();
                 let mut versions = vec![after];
                 while versions.last() < Some(&last.borrow()) {
                     let message = tokio::select! {
-                        message = stream.message() => message.unwrap().expect("the stream goes on"),
+                        message = stream.message() => message
+                            .unwrap_or_else(|status| panic!("a stream of {kind:?} after {versions:?}: {status}"))
+                            .expect("the stream goes on"),
                         _ = last.changed() => continue,
                         // A notification that was lost is made up for by nothing in Pomerium's own.
                         () = tokio::time::sleep(PATIENCE) => break,
