@@ -283,7 +283,8 @@ async fn calls_without_a_token_hold_little() {
         attackers.push(attacker);
     }
     settled(&attacked).await;
-    attacked.survives("8000 calls without a token", other, 128 * MIB).await;
+    // Where the attackers are quick and the program is not, all of a connection's metadata is there at once: 8 times 16 MiB.
+    attacked.survives("8000 calls without a token", other, 192 * MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
