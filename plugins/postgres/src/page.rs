@@ -57,6 +57,8 @@ pub(crate) struct Selection<'s> {
     pub(crate) order: &'s str,
     /// When they were removed.
     pub(crate) deleted_at: &'s str,
+    /// True of a record behind which there may be more, even if the page ends with it.
+    pub(crate) more: &'s str,
 }
 
 impl Selection<'_> {
@@ -66,11 +68,15 @@ impl Selection<'_> {
         let records = bounds.records.next_power_of_two() + 1;
         let bytes = parameters.add(Value::Integer(signed(bounds.bytes)));
         let Self {
-            from, condition, order, ..
+            from,
+            condition,
+            order,
+            more,
+            ..
         } = self;
         let columns = columns(self.deleted_at);
         format!(
-            "SELECT * FROM (SELECT row_number() OVER w AS n, (sum({SIZE}) OVER w)::bigint AS upto, {columns}, ({SIZE})::bigint AS size \
+            "SELECT * FROM (SELECT row_number() OVER w AS n, (sum({SIZE}) OVER w)::bigint AS upto, {columns}, ({SIZE})::bigint AS size, {more} AS more \
               FROM {from} {EXACT} \
               WHERE {condition} WINDOW w AS (ORDER BY {order} ROWS UNBOUNDED PRECEDING) ORDER BY {order} LIMIT {records}) q \
              WHERE n <= 2 OR upto - size <= {bytes}"
@@ -110,11 +116,13 @@ impl<D: Database, J: Data> Store<D, J> {
         let fitting = sized
             .partition_point(|(_, upto, _)| *upto <= bounds.bytes)
             .clamp(1, most.max(1));
-        let more = sized.len() > fitting;
+        let mut more = sized.len() > fitting;
         let mut rows: Vec<_> = sized.into_iter().take(fitting).map(|(.., row)| row).collect();
-        Ok(Page {
-            records: self.records(&mut rows)?,
-            more,
-        })
+        let records = self.records(&mut rows)?;
+        if let Some(last) = rows.last_mut() {
+            let _size = last.count()?;
+            more |= last.boolean()?;
+        }
+        Ok(Page { records, more })
     }
 }

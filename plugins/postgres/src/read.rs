@@ -6,6 +6,7 @@ use crate::page::{Bounds, Parameters, Selection};
 use crate::record::{EXACT, Key, Position, Record, columns};
 use crate::store::{Error, Store, first, signed};
 use crate::text;
+use crate::window;
 
 /// The types that there are records of, and one more that is null. It skips from one to the next by the index, so that it does
 /// not grow with the records.
@@ -127,18 +128,29 @@ impl<D: Database, J: Data> Store<D, J> {
     /// What the database says.
     pub async fn scan(&self, request: ScanRequest) -> Result<ScanPage, Error> {
         let mut parameters = Parameters::default();
-        let mut conditions = vec!["true".to_owned()];
-        let of_type = |parameters: &mut Parameters| match &request.record_type {
+        let of_type = match &request.record_type {
             Some(record_type) => {
                 let record_type = parameters.add(Value::Text(text::store(record_type)));
                 format!("r.type COLLATE \"C\" = {record_type}")
             }
             None => "true".to_owned(),
         };
+        let mut within = of_type.clone();
+        if let Some(after) = request.after {
+            let is_within_type = request.record_type.as_ref() == Some(&after.record_type);
+            let (record_type, id) = after.stored();
+            let id = parameters.add(Value::Text(id));
+            // Of a pair the server would compare the type alone to find where to begin, and walk to the id from there.
+            within.push_str(&if is_within_type {
+                format!(" AND r.id COLLATE \"C\" > {id}")
+            } else {
+                let record_type = parameters.add(Value::Text(record_type));
+                format!(" AND (r.type COLLATE \"C\", r.id COLLATE \"C\") > ({record_type}, {id})")
+            });
+        }
         let found = match (request.hint, &request.record_type) {
             (Some(Hint::Network(network)), _) => {
                 let network = parameters.add(Value::Text(network));
-                let of_type = of_type(&mut parameters);
                 Some(format!(
                     "SELECT r.* FROM pomerium.records r WHERE {of_type} AND r.index_cidr >>= {network}::inet"
                 ))
@@ -148,35 +160,27 @@ impl<D: Database, J: Data> Store<D, J> {
             }
             (Some(Hint::Field { .. }) | None, _) => None,
         };
-        // Found by the hint before anything else: a planner that expects many of them would rather walk through all records in
-        // the order of the page, and meet the few that there are at the end.
-        let records = match found {
-            Some(found) => format!("(WITH found AS MATERIALIZED ({found}) SELECT * FROM found)"),
-            None => {
-                conditions.push(of_type(&mut parameters));
-                if let (Some(record_type), Some(condition)) = (&request.record_type, request.condition) {
-                    conditions.push(field::walk(record_type, condition, &mut parameters));
-                }
-                "pomerium.records".to_owned()
+        let by_key = "r.type COLLATE \"C\", r.id COLLATE \"C\"";
+        let (from, condition, order, more) = match (found, &request.record_type, request.condition) {
+            // Found by the hint before anything else: a planner that expects many of them would rather walk through all records
+            // in the order of the page, and meet the few that there are at the end.
+            (Some(found), ..) => {
+                let from = format!("(WITH found AS MATERIALIZED ({found}) SELECT * FROM found) r");
+                (from, within, by_key, "false")
             }
+            (None, Some(record_type), Some(condition)) => {
+                let condition = field::walk(record_type, condition, &mut parameters);
+                let condition = format!("({condition} OR {})", window::IS_LAST);
+                (window::select(&within), condition, window::ORDER, window::IS_LAST)
+            }
+            (None, ..) => ("pomerium.records r".to_owned(), within, by_key, "false"),
         };
-        if let Some(after) = request.after {
-            let is_within_type = request.record_type.as_ref() == Some(&after.record_type);
-            let (record_type, id) = after.stored();
-            let id = parameters.add(Value::Text(id));
-            // Of a pair the server would compare the type alone to find where to begin, and walk to the id from there.
-            conditions.push(if is_within_type {
-                format!("r.id COLLATE \"C\" > {id}")
-            } else {
-                let record_type = parameters.add(Value::Text(record_type));
-                format!("(r.type COLLATE \"C\", r.id COLLATE \"C\") > ({record_type}, {id})")
-            });
-        }
         let selection = Selection {
-            from: &format!("{records} r"),
-            condition: &conditions.join(" AND "),
-            order: "r.type COLLATE \"C\", r.id COLLATE \"C\"",
+            from: &from,
+            condition: &condition,
+            order,
             deleted_at: "NULL::timestamptz",
+            more,
         };
         let bounds = Bounds::new(request.max_records, request.max_bytes);
         let (place, page) = self.page(&selection, bounds, parameters).await?;
@@ -205,6 +209,7 @@ impl<D: Database, J: Data> Store<D, J> {
             condition: &condition,
             order: "r.version",
             deleted_at: "r.deleted_at",
+            more: "false",
         };
         let bounds = Bounds::new(request.max_records, request.max_bytes);
         let (place, mut page) = self.page(&selection, bounds, parameters).await?;

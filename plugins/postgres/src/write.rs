@@ -505,6 +505,7 @@ impl<D: Database, J: Data> Store<D, J> {
             condition: &condition,
             order: "r.version",
             deleted_at: "NULL::timestamptz",
+            more: "false",
         };
         let bounds = Bounds::new(request.max_records, BYTES);
         let statement = selection.statement(bounds, &mut parameters);

@@ -17,7 +17,7 @@ use postgres::{
     Change, ChangesRequest, Data, Database, Error, EvictRequest, Failure, FailureKind, Hint, JsonError, Key,
     LeaseAction, Operation, Options, Outcome, Query, Record, Refusal, Row, ScanRequest, Service, Session, Store, Value,
 };
-use postgres_server::PostgresServer;
+use postgres_server::{Options as ServerOptions, PostgresServer};
 use tokio::sync::Mutex;
 
 /// The host's library as the store's database.
@@ -847,6 +847,117 @@ async fn networks_are_found_by_an_index() {
     assert_eq!(found("10.2.0.0/16").await, ["wide"]);
     assert_eq!(found("2001:db8::1/128").await, ["six"]);
     assert!(found("11.0.0.0/8").await.is_empty());
+}
+
+/// The pages of a walk through the type `walk`: the ids in each.
+async fn walk(store: &TestStore, condition: &str, max_records: u32) -> Vec<Vec<String>> {
+    let mut pages = Vec::new();
+    let mut after = None;
+    loop {
+        let request = ScanRequest {
+            record_type: Some("walk".to_owned()),
+            hint: None,
+            condition: Some(condition.to_owned()),
+            after,
+            max_records,
+            max_bytes: 1 << 20,
+        };
+        let page = store.scan(request).await.unwrap();
+        after = page.records.last().map(|record| record.key.clone());
+        pages.push(page.records.into_iter().map(|record| record.key.id).collect());
+        if !page.more {
+            return pages;
+        }
+        assert!(after.is_some(), "a page behind which there is more holds a record");
+    }
+}
+
+/// The statement that writes records 1 to `count` of the type `walk`; `data` is of a record's number, `n`.
+fn numbered(count: u32, data: &str) -> String {
+    format!(
+        "DELETE FROM pomerium.records; INSERT INTO pomerium.records (type, id, version, data) \
+         SELECT 'walk', lpad(n::text, 6, '0'), n, {data} FROM generate_series(1, {count}) n"
+    )
+}
+
+/// However many records there are that do not match, a page looks at 16,384 of them.
+#[tokio::test]
+async fn a_page_of_a_walk_looks_at_so_many_records() {
+    const WINDOW: u32 = 16_384;
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    let id = |number: &u32| format!("{number:06}");
+    let first = WINDOW;
+    let second = 2 * WINDOW;
+    type Pages<'p> = &'p [&'p [u32]];
+    // How many records there are, which of them match, how many a page takes; and what comes, page by page.
+    let cases: [(u32, &[u32], u32, Pages<'_>); 9] = [
+        (0, &[], 9, &[&[]]),
+        (first - 1, &[], 9, &[&[]]),
+        (first, &[], 9, &[&[first], &[]]),
+        (first + 1, &[], 9, &[&[first], &[]]),
+        (first, &[first], 9, &[&[first], &[]]),
+        (first + 1, &[1, first + 1], 9, &[&[1, first], &[first + 1]]),
+        (
+            second + 1,
+            &[second, second + 1],
+            9,
+            &[&[first], &[second], &[second + 1]],
+        ),
+        // A page that is full before its window is at its end.
+        (first, &[1, 2, 3], 2, &[&[1, 2], &[3]]),
+        (first, &[1, first - 1], 2, &[&[1, first - 1], &[]]),
+    ];
+    for (count, matching, max_records, expected) in cases {
+        let numbers: Vec<_> = matching.iter().map(u32::to_string).collect();
+        let data = format!(
+            "jsonb_build_object('@type', 'walk', 'value', CASE WHEN n IN (0{}) THEN 'yes' ELSE 'no' END)",
+            numbers.iter().map(|number| format!(", {number}")).collect::<String>()
+        );
+        server.sql(&numbered(count, &data)).unwrap();
+        let pages = walk(&store, "$.value == \"yes\"", max_records).await;
+        let expected: Vec<Vec<_>> = expected.iter().map(|page| page.iter().map(id).collect()).collect();
+        assert_eq!(pages, expected, "{count} records, of which {matching:?} match");
+    }
+    // All of them come, each once, where JSON does not tell what they are.
+    server
+        .sql(&numbered(WINDOW + 9, "jsonb_build_object('@type', 'another')"))
+        .unwrap();
+    let found = walk(&store, "$.value == \"yes\"", 4096).await.concat();
+    assert_eq!(found, (1..=WINDOW + 9).map(|number| id(&number)).collect::<Vec<_>>());
+}
+
+/// A window is cut out along the index, also where the database has no idea of how much there is.
+#[tokio::test]
+async fn a_walk_sorts_nothing() {
+    let server = PostgresServer::with(&ServerOptions {
+        configuration: vec![
+            "session_preload_libraries = 'auto_explain'".to_owned(),
+            "auto_explain.log_min_duration = 0".to_owned(),
+            "autovacuum = off".to_owned(),
+        ],
+        ..ServerOptions::default()
+    })
+    .unwrap();
+    let store = open(&server).await;
+    let data = "jsonb_build_object('@type', 'walk', 'value', md5(n::text))";
+    // In another order than that of the keys, as ids are that are random.
+    let fill = numbered(50_000, data).replace("lpad(n::text, 6, '0')", "md5(n::text)");
+    server.sql(&fill).unwrap();
+    for analyze in ["SELECT", "ANALYZE pomerium.records"] {
+        server.sql(analyze).unwrap();
+        let before = server.log().unwrap().len();
+        // More often than plans are made for each call.
+        assert_eq!(walk(&store, "$.value == \"none\"", 512).await.len(), 4);
+        assert_eq!(walk(&store, "$.value == \"none\"", 512).await.len(), 4);
+        let log = server.log().unwrap().split_off(before);
+        let plans: Vec<_> = log.split("plan:").filter(|plan| plan.contains("is_last")).collect();
+        assert_eq!(plans.len(), 8, "{log}");
+        for plan in plans {
+            assert!(plan.contains("Index Scan using host_records_key"), "{plan}");
+            assert!(!plan.contains("Sort") && !plan.contains("Scan on records r"), "{plan}");
+        }
+    }
 }
 
 #[tokio::test]
