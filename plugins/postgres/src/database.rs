@@ -181,6 +181,15 @@ pub struct Failure {
     pub message: String,
 }
 
+impl Failure {
+    /// True where a function or a table that a statement names is not there.
+    pub(crate) fn is_of_what_is_missing(&self) -> bool {
+        const FUNCTION: &str = "42883";
+        const TABLE: &str = "42P01";
+        matches!(self.code.as_deref(), Some(FUNCTION | TABLE))
+    }
+}
+
 /// Where statements run: a database, or a transaction.
 pub trait Session {
     /// Runs a statement.

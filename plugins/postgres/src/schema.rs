@@ -82,7 +82,7 @@ impl<D: Database, J: Data> Store<D, J> {
     /// [`Error::Configuration`] where the schema is of another version than this knows; otherwise what the database says.
     pub async fn open(database: D, data: J, new_server_version: u64) -> Result<Self, Error> {
         let functions = Functions::new();
-        let sequence = prepare(&database, &functions, new_server_version).await?;
+        let Prepared { sequence, .. } = prepare(&database, &functions, Some(new_server_version)).await?;
         let store = Self {
             database,
             data,
@@ -105,10 +105,61 @@ impl<D: Database, J: Data> Store<D, J> {
         }
         Ok(store)
     }
+
+    /// Whether somebody has dropped a table or a function of ours. An index is done without.
+    pub(crate) async fn lacks_something(&self) -> Result<bool, Error> {
+        let is_needed = |(_, statement): &(&str, String)| !statement.starts_with("CREATE INDEX");
+        let needed = ours(&self.functions).into_iter().filter(is_needed);
+        let names = needed.map(|(name, _)| Some(name.to_owned())).collect();
+        let mut row = self
+            .one(&format!("SELECT {MISSING}"), vec![Value::Texts(names)])
+            .await?;
+        Ok(!row.texts()?.is_empty())
+    }
+
+    /// Makes what is gone of ours again: somebody has handed the database back, or restored a dump, while this host works on it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] where it cannot be made.
+    pub(crate) async fn mend(&self) -> Result<(), Error> {
+        match prepare(&self.database, &self.functions, None).await {
+            Ok(prepared) => {
+                if !prepared.made.is_empty() {
+                    let made = prepared.made.join(", ");
+                    self.database.warn(&format!(
+                        "somebody has dropped what this host needs in the database; it was made again: {made}. Stop all hosts before \
+                         a database is handed back or restored"
+                    ));
+                }
+                Ok(())
+            }
+            Err(error) => Err(Error::Unavailable(format!(
+                "somebody has dropped what this host needs in the database, and it cannot be made again: {error}. Give the role what \
+                 it may need, or restore what is missing"
+            ))),
+        }
+    }
 }
 
-/// Makes or checks the tables. Gives the name of the sequence that versions come from.
-async fn prepare<D: Database>(database: &D, functions: &Functions, new_server_version: u64) -> Result<String, Error> {
+/// Those of the names in the first parameter that are neither tables, nor indexes, nor functions, as a list.
+const MISSING: &str = "array(SELECT name FROM unnest($1::text[]) AS name \
+    WHERE to_regclass('pomerium.' || name) IS NULL AND to_regproc('pomerium.' || name) IS NULL)";
+
+/// What there is for a store to work on.
+struct Prepared {
+    /// The name of the sequence that versions come from.
+    sequence: String,
+    /// What is ours and was not there before.
+    made: Vec<String>,
+}
+
+/// Makes or checks the tables. Pomerium's are made where there is a server version for them.
+async fn prepare<D: Database>(
+    database: &D,
+    functions: &Functions,
+    new_server_version: Option<u64>,
+) -> Result<Prepared, Error> {
     let transaction = database.begin().await?;
     let run = async |text: &str, parameters| transaction.run(Query::new(text, parameters)).await;
     // A standby can be read from; it takes no such lock, and makes no tables.
@@ -119,9 +170,9 @@ async fn prepare<D: Database>(database: &D, functions: &Functions, new_server_ve
     let ours = ours(functions);
     let mut there = first(
         run(
-            "SELECT to_regnamespace('pomerium') IS NOT NULL, to_regclass('pomerium.migration_info') IS NOT NULL, \
-             array(SELECT name FROM unnest($1::text[]) AS name \
-               WHERE to_regclass('pomerium.' || name) IS NULL AND to_regproc('pomerium.' || name) IS NULL)",
+            &format!(
+                "SELECT to_regnamespace('pomerium') IS NOT NULL, to_regclass('pomerium.migration_info') IS NOT NULL, {MISSING}"
+            ),
             vec![Value::Texts(
                 ours.iter().map(|(name, _)| Some((*name).to_owned())).collect(),
             )],
@@ -135,11 +186,14 @@ async fn prepare<D: Database>(database: &D, functions: &Functions, new_server_ve
              target_session_attrs=read-write, or start one there".to_owned(),
         ));
     }
+    if !theirs && new_server_version.is_none() {
+        return Err(Error::Unavailable("Pomerium's own tables are gone as well".to_owned()));
+    }
     // A role that may not make schemas may not ask for one that is there either.
     if !schema {
         run("CREATE SCHEMA pomerium", Vec::new()).await?;
     }
-    if !theirs {
+    if let (false, Some(new_server_version)) = (theirs, new_server_version) {
         for table in TABLES {
             run(table, Vec::new()).await?;
         }
@@ -196,7 +250,11 @@ async fn prepare<D: Database>(database: &D, functions: &Functions, new_server_ve
     )?
     .text()?;
     database.commit(transaction).await?;
-    sequence.ok_or_else(|| {
+    let sequence = sequence.ok_or_else(|| {
         Error::Configuration("pomerium.record_changes has no sequence: its schema is not Pomerium's".to_owned())
+    })?;
+    Ok(Prepared {
+        sequence,
+        made: missing,
     })
 }

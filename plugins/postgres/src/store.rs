@@ -92,13 +92,19 @@ impl<D: Database, J: Data> Store<D, J> {
         self.retried(call).await
     }
 
-    /// Tries again where transactions of others were in the way, which has changed nothing.
+    /// Tries again where transactions of others were in the way, which has changed nothing; and once where something of ours is
+    /// not there any more, after it was made again.
     pub(crate) async fn retried<T>(&self, call: impl AsyncFn() -> Result<T, Failed>) -> Result<T, Error> {
         let mut tries = 1;
+        let mut has_mended = false;
         loop {
             match call().await {
                 Ok(result) => return Ok(result),
                 Err(Failed::Database(failure)) if failure.kind == FailureKind::Conflict && tries < TRIES => tries += 1,
+                Err(Failed::Database(failure)) if failure.is_of_what_is_missing() && !has_mended => {
+                    self.mend().await?;
+                    has_mended = true;
+                }
                 Err(Failed::Database(failure)) => return Err(failure.into()),
                 Err(Failed::Store(error)) => return Err(error),
             }
@@ -136,13 +142,16 @@ impl<D: Database, J: Data> Store<D, J> {
         Ok(transaction)
     }
 
-    /// Says whether the database answers.
+    /// Says whether the database answers, and has what calls need; what is gone of ours is made again.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] if it does not.
+    /// [`Error::Unavailable`] if it does not, or has not.
     pub async fn health(&self) -> Result<(), Error> {
-        self.run("SELECT 1", Vec::new()).await.map(drop)
+        if self.lacks_something().await? {
+            self.mend().await?;
+        }
+        Ok(())
     }
 }
 

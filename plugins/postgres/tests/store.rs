@@ -187,7 +187,10 @@ async fn connect(url: &str) -> Pool {
 }
 
 async fn try_open(server: &PostgresServer) -> Result<TestStore, Error> {
-    let pool = connect(&server.url()).await;
+    open_with(connect(&server.url()).await).await
+}
+
+async fn open_with(pool: Pool) -> Result<TestStore, Error> {
     let listener = Mutex::new(pool.listen(vec!["pomerium_record_change".to_owned()]));
     Store::open(Direct { pool, listener }, Hexadecimal, 7).await
 }
@@ -847,6 +850,97 @@ async fn networks_are_found_by_an_index() {
     assert_eq!(found("10.2.0.0/16").await, ["wide"]);
     assert_eq!(found("2001:db8::1/128").await, ["six"]);
     assert!(found("11.0.0.0/8").await.is_empty());
+}
+
+/// What somebody may drop while a host works, each by itself and all of it.
+const DROPPED: [&str; 5] = [
+    DROP_FUNCTIONS,
+    "DROP TABLE pomerium.host_exact",
+    "DROP TABLE pomerium.host_state",
+    "DROP INDEX pomerium.host_records_key",
+    "DROP TABLE pomerium.host_exact, pomerium.host_state; DROP INDEX pomerium.host_records_key",
+];
+const DROP_FUNCTIONS: &str = "DO $$ DECLARE name text; BEGIN \
+    FOR name IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'pomerium'::regnamespace LOOP \
+    EXECUTE 'DROP FUNCTION ' || name; END LOOP; END $$";
+
+#[tokio::test]
+async fn what_somebody_drops_is_made_again() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    let there = || {
+        let query = "SELECT relname FROM pg_class WHERE relname LIKE 'host\\_%' \
+            UNION SELECT proname FROM pg_proc WHERE proname LIKE 'host\\_%' ORDER BY 1";
+        server.sql(query).unwrap()
+    };
+    let complete = there();
+    for dropped in DROPPED {
+        server.sql(dropped).unwrap();
+        assert_ne!(there(), complete);
+        put(&store, vec![upsert("t", "a", b"x")]).await.unwrap();
+        let found = scan(&store).await;
+        assert_eq!(found[0].data.as_deref(), Some(b"x".as_slice()), "{dropped}");
+        store.health().await.unwrap();
+        // An index is done without until the next start.
+        drop(open(&server).await);
+        assert_eq!(there(), complete, "{dropped}");
+    }
+    // Each call by itself.
+    server.sql(DROP_FUNCTIONS).unwrap();
+    store.health().await.unwrap();
+    assert_eq!(there(), complete);
+    server.sql(DROP_FUNCTIONS).unwrap();
+    assert!(matches!(
+        put(&store, vec![delete("t", "a")]).await.unwrap()[..],
+        [Outcome::Deleted(_)]
+    ));
+    server.sql(DROP_FUNCTIONS).unwrap();
+    assert_eq!(store.prune(i64::MAX, 9).await.unwrap().removed, 5);
+    server.sql(DROP_FUNCTIONS).unwrap();
+    assert_eq!(store.clear(8).await.unwrap().server_version, 8);
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_again_is_told() {
+    let server = PostgresServer::start().unwrap();
+    server
+        .sql("CREATE ROLE host LOGIN; CREATE SCHEMA pomerium AUTHORIZATION host")
+        .unwrap();
+    let pool = connect(&server.url().replace("postgres@", "host@")).await;
+    let store = open_with(pool).await.unwrap();
+    server
+        .sql(&format!(
+            "ALTER SCHEMA pomerium OWNER TO postgres; GRANT USAGE ON SCHEMA pomerium TO host; {DROP_FUNCTIONS}"
+        ))
+        .unwrap();
+    let written = store.put(vec![vec![upsert("t", "a", b"x")]], NOW).await.map(drop);
+    for result in [written, store.health().await] {
+        match result {
+            Err(Error::Unavailable(problem)) => {
+                assert!(
+                    problem.contains("cannot be made again") && problem.contains("permission denied"),
+                    "{problem}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    server.sql("GRANT CREATE ON SCHEMA pomerium TO host").unwrap();
+    put(&store, vec![upsert("t", "a", b"x")]).await.unwrap();
+    // Pomerium's own tables are nobody's to make but at a start.
+    server
+        .sql("DROP SCHEMA pomerium CASCADE; CREATE SCHEMA pomerium AUTHORIZATION host")
+        .unwrap();
+    match store.put(vec![vec![upsert("t", "a", b"x")]], NOW).await {
+        Err(Error::Unavailable(problem)) => assert!(problem.contains("Pomerium's own tables"), "{problem}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        server
+            .sql("SELECT count(*) FROM pg_class WHERE relnamespace = 'pomerium'::regnamespace")
+            .unwrap(),
+        "0"
+    );
 }
 
 /// The pages of a walk through the type `walk`: the ids in each.
