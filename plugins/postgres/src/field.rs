@@ -30,12 +30,13 @@ const INDEXES: usize = 64;
 /// What the names of indexes begin with.
 const NAME: &str = "host_field_";
 
-/// The condition on records whose JSON does not tell their fields. The index on them has the same, word for word.
+/// The condition on records whose JSON does not tell their fields: what is no object, which somebody has written by hand, among
+/// them. Of that, no member can be taken away. The index on them has the same, word for word.
 ///
 /// It compares a number, since of a comparison for equality the planner expects that few rows meet it, and of one for anything
 /// else that nearly all do, so that it would read the whole table.
-pub(crate) const OPAQUE: &str =
-    "CASE WHEN r.data ->> '@type' = r.type AND r.data - '@type' <> '{}'::jsonb THEN 0 ELSE 1 END = 1";
+pub(crate) const OPAQUE: &str = "CASE WHEN jsonb_typeof(r.data) <> 'object' THEN 1 \
+    WHEN r.data ->> '@type'::text = r.type AND r.data - '@type'::text <> '{}'::jsonb THEN 0 ELSE 1 END = 1";
 
 /// Selects the records of a type whose field has the value, and those that are opaque; none where JSON does not tell.
 ///

@@ -8,6 +8,7 @@ use crate::database::{Data, Database, Query, Session, Value};
 use crate::field::OPAQUE;
 use crate::functions::{Functions, WRITERS};
 use crate::store::{Error, Store, first, unsigned};
+use crate::text::digest;
 
 /// The number of the last of Pomerium's migrations that is known here.
 const MIGRATION: i64 = 9;
@@ -45,31 +46,29 @@ const TABLES: &[&str] = &[
 ];
 
 /// What is ours, by name. Keys are ordered by their bytes, whatever the database's collation is.
-fn ours(functions: &Functions) -> Vec<(&str, String)> {
+fn ours(functions: &Functions) -> Vec<(String, String)> {
     let opaque = OPAQUE.replace("r.", "");
-    let statement = |text: &str| text.to_owned();
+    // Its condition is that of the statements that look it up, so that hosts of different versions each need their own.
+    let on_opaque = format!("host_records_opaque_{}", digest(&opaque));
+    let of_opaque = format!("CREATE INDEX {on_opaque} ON pomerium.records (type COLLATE \"C\") WHERE {opaque}");
+    let named = |name: &str, statement: &str| (name.to_owned(), statement.to_owned());
     let mut ours = vec![
-        (
+        named(
             "host_exact",
-            statement(
-                "CREATE TABLE pomerium.host_exact (
-                    version BIGINT PRIMARY KEY, data BYTEA NULL, modified_at BIGINT NOT NULL, deleted_at BIGINT NULL)",
-            ),
+            "CREATE TABLE pomerium.host_exact (
+                version BIGINT PRIMARY KEY, data BYTEA NULL, modified_at BIGINT NOT NULL, deleted_at BIGINT NULL)",
         ),
-        (
+        named(
             "host_state",
-            statement("CREATE TABLE pomerium.host_state AS SELECT 0::bigint AS floor"),
+            "CREATE TABLE pomerium.host_state AS SELECT 0::bigint AS floor",
         ),
-        (
+        named(
             "host_records_key",
-            statement("CREATE INDEX host_records_key ON pomerium.records (type COLLATE \"C\", id COLLATE \"C\")"),
+            "CREATE INDEX host_records_key ON pomerium.records (type COLLATE \"C\", id COLLATE \"C\")",
         ),
-        (
-            "host_records_opaque",
-            format!("CREATE INDEX host_records_opaque ON pomerium.records (type COLLATE \"C\") WHERE {opaque}"),
-        ),
+        (on_opaque, of_opaque),
     ];
-    ours.extend(functions.each().map(|(name, text)| (name, statement(text))));
+    ours.extend(functions.each().map(|(name, statement)| named(name, statement)));
     ours
 }
 
@@ -108,9 +107,9 @@ impl<D: Database, J: Data> Store<D, J> {
 
     /// Whether somebody has dropped a table or a function of ours. An index is done without.
     pub(crate) async fn lacks_something(&self) -> Result<bool, Error> {
-        let is_needed = |(_, statement): &(&str, String)| !statement.starts_with("CREATE INDEX");
+        let is_needed = |(_, statement): &(String, String)| !statement.starts_with("CREATE INDEX");
         let needed = ours(&self.functions).into_iter().filter(is_needed);
-        let names = needed.map(|(name, _)| Some(name.to_owned())).collect();
+        let names = needed.map(|(name, _)| Some(name)).collect();
         let mut row = self
             .one(&format!("SELECT {MISSING}"), vec![Value::Texts(names)])
             .await?;
@@ -173,9 +172,7 @@ async fn prepare<D: Database>(
             &format!(
                 "SELECT to_regnamespace('pomerium') IS NOT NULL, to_regclass('pomerium.migration_info') IS NOT NULL, {MISSING}"
             ),
-            vec![Value::Texts(
-                ours.iter().map(|(name, _)| Some((*name).to_owned())).collect(),
-            )],
+            vec![Value::Texts(ours.iter().map(|(name, _)| Some(name.clone())).collect())],
         )
         .await?,
     )?;

@@ -1021,6 +1021,67 @@ async fn a_page_of_a_walk_looks_at_so_many_records() {
     assert_eq!(found, (1..=WINDOW + 9).map(|number| id(&number)).collect::<Vec<_>>());
 }
 
+/// What somebody has written by hand keeps no host from starting, and is among what is handed over whatever is looked for: by
+/// the index of such records and by a walk alike.
+#[tokio::test]
+async fn json_that_is_no_message_is_always_handed_over() {
+    let server = PostgresServer::start().unwrap();
+    drop(open(&server).await);
+    let index = "SELECT indexrelid::regclass FROM pg_index WHERE indexrelid::regclass::text LIKE 'pomerium.host\\_records\\_opaque\\_%'";
+    let name = server.sql(index).unwrap();
+    server.sql(&format!("DROP INDEX {name}")).unwrap();
+    let data = [
+        "5",
+        "\"walk\"",
+        "null",
+        "true",
+        "[]",
+        "[\"@type\"]",
+        "[{\"@type\": \"walk\", \"a\": 1}]",
+        "{}",
+        "{\"a\": 1}",
+        "{\"@type\": \"walk\"}",
+        "{\"@type\": 5, \"a\": 1}",
+        "{\"@type\": \"another\", \"a\": 1}",
+        // The only one that says what it is.
+        "{\"@type\": \"walk\", \"a\": 1}",
+    ];
+    for (number, json) in data.iter().enumerate() {
+        server
+            .sql(&format!(
+                "INSERT INTO pomerium.records (type, id, version, data) VALUES ('walk', '{number:02}', {number} + 1, '{json}')"
+            ))
+            .unwrap();
+    }
+    let store = open(&server).await;
+    let opaque: Vec<_> = (0..data.len() - 1).map(|number| format!("{number:02}")).collect();
+    assert_eq!(walk(&store, "1 == 0", 100).await.concat(), opaque);
+    let condition = server
+        .sql(&format!(
+            "SELECT pg_get_expr(indpred, indrelid) FROM pg_index WHERE indexrelid = '{name}'::regclass"
+        ))
+        .unwrap();
+    let indexed = format!("SELECT id FROM pomerium.records WHERE {condition} ORDER BY id");
+    assert_eq!(server.sql(&indexed).unwrap().lines().collect::<Vec<_>>(), opaque);
+}
+
+/// Whoever makes them before a host does must have made the same.
+#[tokio::test]
+async fn the_guide_has_the_indexes_on_all_records() {
+    let server = PostgresServer::start().unwrap();
+    drop(open(&server).await);
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/postgres.md")).unwrap();
+    let names = "SELECT indexname FROM pg_indexes WHERE tablename = 'records' AND indexname LIKE 'host\\_%'";
+    let names = server.sql(names).unwrap();
+    assert_eq!(names.lines().count(), 2);
+    for name in names.lines() {
+        assert!(
+            guide.contains(&format!("CREATE INDEX CONCURRENTLY {name} ON")),
+            "{name}"
+        );
+    }
+}
+
 /// A window is cut out along the index, also where the database has no idea of how much there is.
 #[tokio::test]
 async fn a_walk_sorts_nothing() {

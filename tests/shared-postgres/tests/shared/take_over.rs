@@ -53,7 +53,7 @@ fn indexes(server: &PostgresServer) -> (String, String) {
     let query = |what| {
         format!(
             "SELECT {what} FROM pg_indexes WHERE schemaname = 'pomerium' \
-             AND indexname IN ('host_records_key', 'host_records_opaque', 'idx_records_type_modified_at') ORDER BY 1"
+             AND (indexname LIKE 'host\\_records\\_%' OR indexname = 'idx_records_type_modified_at') ORDER BY 1"
         )
     };
     let number = "indexname || ' ' || ('pomerium.' || indexname)::regclass::oid";
