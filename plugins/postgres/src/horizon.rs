@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::database::{Data, Database, Row, Value};
 use crate::page::Parameters;
-use crate::record::Position;
+use crate::record::{Position, WRITTEN};
 use crate::store::{Error, Store, no_row, unsigned};
 
 /// How long a transaction is waited for.
@@ -38,7 +38,8 @@ fn place(horizon: &str) -> String {
         "SELECT ARRAY[m.server_version, e.earliest, s.floor, greatest(e.latest, s.floor), \
            (SELECT count(*) FROM pomerium.record_changes c WHERE c.version > {horizon} AND c.version <= e.latest)] AS place \
          FROM pomerium.migration_info m, pomerium.host_state s, \
-         (SELECT coalesce(min(version), 0) AS earliest, coalesce(max(version), 0) AS latest FROM pomerium.record_changes) e LIMIT 1"
+         (SELECT coalesce(min(version), 0) AS earliest, coalesce(max(version), 0) AS latest FROM pomerium.record_changes r \
+           WHERE {WRITTEN}) e LIMIT 1"
     )
 }
 

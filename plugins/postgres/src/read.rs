@@ -3,7 +3,7 @@
 use crate::database::{Data, Database, Value};
 use crate::field;
 use crate::page::{Bounds, Parameters, Selection};
-use crate::record::{EXACT, Key, Position, Record, columns};
+use crate::record::{EXACT, Key, Position, Record, WRITTEN, columns};
 use crate::store::{Error, Store, first, signed};
 use crate::text;
 use crate::window;
@@ -97,14 +97,15 @@ impl<D: Database, J: Data> Store<D, J> {
             [key] => {
                 let (record_type, id) = key.stored();
                 let query = format!(
-                    "SELECT {columns}, 1::bigint FROM pomerium.records r {EXACT} WHERE r.type = $1 AND r.id = $2"
+                    "SELECT {columns}, 1::bigint FROM pomerium.records r {EXACT} WHERE r.type = $1 AND r.id = $2 AND {WRITTEN}"
                 );
                 (query, vec![Value::Text(record_type), Value::Text(id)])
             }
             keys => {
                 let query = format!(
                     "SELECT {columns}, k.place FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(type, id, place) \
-                     CROSS JOIN LATERAL (SELECT * FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id OFFSET 0) r {EXACT}"
+                     CROSS JOIN LATERAL (SELECT * FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id OFFSET 0) r {EXACT} \
+                     WHERE {WRITTEN}"
                 );
                 (query, keys_as_parameters(keys))
             }
@@ -135,7 +136,7 @@ impl<D: Database, J: Data> Store<D, J> {
             }
             None => "true".to_owned(),
         };
-        let mut within = of_type.clone();
+        let mut within = format!("{of_type} AND {WRITTEN}");
         if let Some(after) = request.after {
             let is_within_type = request.record_type.as_ref() == Some(&after.record_type);
             let (record_type, id) = after.stored();
@@ -245,10 +246,13 @@ impl<D: Database, J: Data> Store<D, J> {
     pub async fn count(&self, record_type: Option<String>) -> Result<u64, Error> {
         let rows = match record_type {
             Some(record_type) => {
-                let count = "SELECT count(*) FROM pomerium.records WHERE type COLLATE \"C\" = $1";
-                self.run(count, vec![Value::Text(text::store(&record_type))]).await?
+                let count = format!("SELECT count(*) FROM pomerium.records r WHERE r.type = $1 AND {WRITTEN}");
+                self.run(&count, vec![Value::Text(text::store(&record_type))]).await?
             }
-            None => self.run("SELECT count(*) FROM pomerium.records", Vec::new()).await?,
+            None => {
+                let count = format!("SELECT count(*) FROM pomerium.records r WHERE {WRITTEN}");
+                self.run(&count, Vec::new()).await?
+            }
         };
         Ok(first(rows)?.count()?)
     }
@@ -259,7 +263,10 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// What the database says.
     pub async fn list_types(&self) -> Result<Vec<String>, Error> {
-        let list = format!("WITH {TYPES} SELECT type FROM types WHERE type IS NOT NULL ORDER BY type COLLATE \"C\"");
+        let list = format!(
+            "WITH {TYPES} SELECT t.type FROM types t WHERE EXISTS ( \
+               SELECT FROM pomerium.records r WHERE r.type = t.type COLLATE \"default\" AND {WRITTEN}) ORDER BY t.type COLLATE \"C\""
+        );
         let mut types = Vec::new();
         for mut row in self.run(&list, Vec::new()).await? {
             types.extend(row.text()?.map(text::load));

@@ -68,6 +68,10 @@ pub(crate) fn columns(deleted_at: &str) -> String {
 pub(crate) const EXACT: &str =
     "LEFT JOIN LATERAL (SELECT * FROM pomerium.host_exact x WHERE x.version = r.version OFFSET 0) d ON true";
 
+/// The condition on rows that a databroker has written: versions begin at 1. Somebody's SQL may have left others, which no host
+/// takes for records. They are left out of what is read, go as any record goes, and become one when their key is written.
+pub(crate) const WRITTEN: &str = "r.version > 0";
+
 /// About how many bytes a row is as a record.
 pub(crate) const SIZE: &str = "octet_length(r.type) + octet_length(r.id) \
     + coalesce(octet_length(d.data), CASE WHEN d.version IS NULL THEN octet_length(r.data::text) END, 0)";
@@ -86,6 +90,8 @@ fn read(row: &mut Row) -> Result<Read, Error> {
     let exact = row.boolean()?;
     let data = row.bytes()?;
     let json = row.text()?;
+    // What is further away than nanoseconds reach, `infinity` above all, which somebody's SQL may have written, is as far away as
+    // they reach: the years 1677 and 2262.
     let mut time = || -> Result<Option<i64>, Error> {
         let (theirs, ours) = (row.integer()?, row.integer()?);
         Ok(ours.or(theirs.map(|time| time.saturating_mul(NANOSECONDS))))

@@ -2,7 +2,7 @@
 
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::read::TYPES;
-use crate::record::Position;
+use crate::record::{Position, WRITTEN};
 use crate::store::{Error, Store, first};
 use crate::text;
 
@@ -49,10 +49,13 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// What the database says.
     pub async fn prune(&self, before: i64, max_changes: u32) -> Result<Pruned, Error> {
-        // Exact bytes go with their change, unless they are those of a live record.
-        let prune = "WITH bound AS ( \
+        // Exact bytes go with their change, unless they are those of a live record. A change whose time somebody has set to
+        // infinity is as old as those around it.
+        let prune = format!(
+            "WITH bound AS ( \
               SELECT least((SELECT max(version) FROM pomerium.record_changes), \
-                (SELECT version FROM pomerium.record_changes WHERE modified_at >= $1 ORDER BY version LIMIT 1)) AS version), \
+                (SELECT version FROM pomerium.record_changes r WHERE modified_at >= $1 AND isfinite(modified_at) AND {WRITTEN} \
+                  ORDER BY version LIMIT 1)) AS version), \
             old AS MATERIALIZED ( \
               SELECT c.version, c.type FROM pomerium.record_changes c, bound b WHERE c.version < b.version \
               ORDER BY c.version LIMIT $2 FOR UPDATE OF c SKIP LOCKED), \
@@ -60,7 +63,8 @@ impl<D: Database, J: Data> Store<D, J> {
             stale AS (DELETE FROM pomerium.host_exact d USING old o WHERE d.version = o.version \
               AND NOT EXISTS (SELECT 1 FROM pomerium.records r WHERE r.type = o.type AND r.version = o.version)) \
             SELECT count(*), EXISTS (SELECT 1 FROM pomerium.record_changes c, bound b \
-              WHERE c.version < b.version AND c.version > (SELECT max(version) FROM old)) FROM old";
+              WHERE c.version < b.version AND c.version > (SELECT max(version) FROM old)) FROM old"
+        );
         let (removed, more) = self
             .retried(async || {
                 let transaction = self.begin_writing().await?;
@@ -68,7 +72,7 @@ impl<D: Database, J: Data> Store<D, J> {
                     Value::Timestamp(before.div_euclid(1000)),
                     Value::Integer(max_changes.into()),
                 ];
-                let mut row = first(transaction.run(Query::new(prune, parameters)).await?)?;
+                let mut row = first(transaction.run(Query::new(&*prune, parameters)).await?)?;
                 let pruned = (row.count()?, row.boolean()?);
                 self.database.commit(transaction).await?;
                 Ok(pruned)
@@ -92,7 +96,8 @@ impl<D: Database, J: Data> Store<D, J> {
         let query = format!(
             "WITH {TYPES}, entries AS MATERIALIZED ( \
               SELECT version FROM pomerium.host_exact \
-              WHERE version > $1 AND version < (SELECT min(version) FROM pomerium.record_changes) ORDER BY version LIMIT $2), \
+              WHERE version > $1 AND version < (SELECT min(version) FROM pomerium.record_changes r WHERE {WRITTEN}) \
+              ORDER BY version LIMIT $2), \
             gone AS ( \
               DELETE FROM pomerium.host_exact d USING entries e WHERE d.version = e.version AND NOT EXISTS ( \
                 SELECT 1 FROM types t JOIN pomerium.records r ON r.type = t.type COLLATE \"default\" AND r.version = e.version)) \
@@ -114,6 +119,7 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// What the database says.
     pub async fn measure(&self) -> Result<Statistics, Error> {
+        self.tell_of_odd_rows().await?;
         let by_type = "SELECT r.type COLLATE \"C\", count(*), coalesce(sum(pg_column_size(r.data)), 0)::bigint \
             FROM pomerium.records r GROUP BY 1 ORDER BY 1";
         let mut types = Vec::new();
@@ -133,5 +139,23 @@ impl<D: Database, J: Data> Store<D, J> {
             changes: row.count()?,
             used_bytes: row.count()?,
         })
+    }
+
+    /// Tells once of each type that has rows which no host takes for records.
+    async fn tell_of_odd_rows(&self) -> Result<(), Error> {
+        let query = format!(
+            "WITH {TYPES} SELECT t.type FROM types t WHERE EXISTS ( \
+               SELECT FROM pomerium.records r WHERE r.type = t.type COLLATE \"default\" AND NOT {WRITTEN})"
+        );
+        for mut row in self.run(&query, Vec::new()).await? {
+            let record_type = text::load(row.text()?.unwrap_or_default());
+            if self.told_of.borrow_mut().insert(record_type.clone()) {
+                self.database.warn(&format!(
+                    "rows of pomerium.records with a version below 1 are left out of all that is read, since no databroker has \
+                     written them: give them versions by writing them through a databroker, or delete them (type {record_type:?})"
+                ));
+            }
+        }
+        Ok(())
     }
 }

@@ -91,6 +91,7 @@ impl<D: Database, J: Data> Store<D, J> {
             never_given: std::cell::Cell::new(0),
             looked_at: std::cell::Cell::new(None),
             swept: std::cell::Cell::new(0),
+            told_of: std::cell::RefCell::default(),
             sequence,
             functions,
             opened_at: std::cell::Cell::new(u64::MAX),

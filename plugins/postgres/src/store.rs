@@ -1,6 +1,7 @@
 //! The store as a whole, and why its calls fail.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::database::{Data, Database, Failure, FailureKind, Query, Row, Session, Value};
@@ -74,6 +75,8 @@ pub struct Store<D, J> {
     pub(crate) looked_at: Cell<Option<Instant>>,
     /// Exact bytes that nobody needs any more were looked for up to this version.
     pub(crate) swept: Cell<i64>,
+    /// Types of which the operator was told that they have rows which are no records.
+    pub(crate) told_of: RefCell<BTreeSet<String>>,
     /// The sequence that versions come from.
     pub(crate) sequence: String,
     /// Our functions in the database.

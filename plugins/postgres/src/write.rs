@@ -11,7 +11,7 @@ use crate::database::{Data, Database, Query, Session, Value};
 use crate::json;
 use crate::page::{Bounds, Page, Parameters, Selection};
 use crate::read::keys_as_parameters;
-use crate::record::{EXACT, Key, Position, Record, SIZE, columns};
+use crate::record::{EXACT, Key, Position, Record, SIZE, WRITTEN, columns};
 use crate::store::{Error, Failed, Store, first, no_row, signed, unsigned};
 use crate::text;
 
@@ -487,18 +487,19 @@ impl<D: Database, J: Data> Store<D, J> {
                 first(transaction.run(Query::new(query, parameters)).await?)?.number()?
             }
         };
-        let before = request.modified_before.unwrap_or(i64::MIN);
-        /// Postgres' first moments; earlier ones would be no time to it.
-        const EARLIEST: i64 = -210_000_000_000_000_000;
+        // In microseconds, as the database's own times are; it rounds down.
+        let before = request.modified_before.map_or(Value::Null, |before| {
+            Value::Timestamp(before.div_euclid(1000) + i64::from(before.rem_euclid(1000) > 0))
+        });
         let mut parameters = Parameters::default();
         let record_type = parameters.add(Value::Text(text::store(&request.record_type)));
         let threshold = parameters.add(Value::Integer(threshold));
-        let rounded = parameters.add(Value::Timestamp(before.div_euclid(1000).max(EARLIEST)));
-        let exact = parameters.add(Value::Integer(before));
+        let before = parameters.add(before);
+        let exact = parameters.add(Value::Integer(request.modified_before.unwrap_or(i64::MIN)));
         // The database's own times first, so that most are left out without a look at the exact ones.
         let condition = format!(
-            "r.type = {record_type} AND (r.version <= {threshold} OR r.modified_at <= {rounded}) AND (r.version <= {threshold} \
-             OR coalesce(d.modified_at, (extract(epoch FROM r.modified_at) * 1000000)::bigint * 1000) < {exact})"
+            "r.type = {record_type} AND {WRITTEN} AND (r.version <= {threshold} OR r.modified_at < {before}::timestamptz) \
+             AND (r.version <= {threshold} OR d.version IS NULL OR d.modified_at < {exact})"
         );
         let selection = Selection {
             from: "pomerium.records r",

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use databroker_sql::{
@@ -24,7 +25,11 @@ use tokio::sync::Mutex;
 struct Direct {
     pool: Pool,
     listener: Mutex<databroker_sql::Listener>,
+    warnings: Warnings,
 }
+
+/// What the operator was told.
+type Warnings = Arc<std::sync::Mutex<Vec<String>>>;
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -138,7 +143,7 @@ impl Database for Direct {
     }
 
     fn warn(&self, message: &str) {
-        eprintln!("{message}");
+        self.warnings.lock().unwrap().push(message.to_owned());
     }
 }
 
@@ -191,8 +196,16 @@ async fn try_open(server: &PostgresServer) -> Result<TestStore, Error> {
 }
 
 async fn open_with(pool: Pool) -> Result<TestStore, Error> {
-    let listener = Mutex::new(pool.listen(vec!["pomerium_record_change".to_owned()]));
-    Store::open(Direct { pool, listener }, Hexadecimal, 7).await
+    open_heard(pool, Warnings::default()).await
+}
+
+async fn open_heard(pool: Pool, warnings: Warnings) -> Result<TestStore, Error> {
+    let database = Direct {
+        listener: Mutex::new(pool.listen(vec!["pomerium_record_change".to_owned()])),
+        pool,
+        warnings,
+    };
+    Store::open(database, Hexadecimal, 7).await
 }
 
 fn key(record_type: &str, id: &str) -> Key {
@@ -1080,6 +1093,101 @@ async fn the_guide_has_the_indexes_on_all_records() {
             "{name}"
         );
     }
+}
+
+/// A row that no databroker can have written makes nothing else of its type unreadable.
+#[tokio::test]
+async fn rows_without_a_version_are_left_out_and_told_of() {
+    let server = PostgresServer::start().unwrap();
+    let warnings = Warnings::default();
+    let store = open_heard(connect(&server.url()).await, Arc::clone(&warnings))
+        .await
+        .unwrap();
+    put(&store, vec![upsert("walk", "b", b"1"), upsert("walk", "d", b"2")])
+        .await
+        .unwrap();
+    server
+        .sql(
+            "INSERT INTO pomerium.records (type, id, version, data) SELECT type, id, version, '{}' FROM (VALUES \
+             ('walk', 'a', 0), ('walk', 'c', -5), ('walk', 'e', -9223372036854775808), ('odd', 'x', 0)) odd(type, id, version); \
+             INSERT INTO pomerium.record_changes (type, id, version, modified_at) VALUES ('walk', 'a', -7, now())",
+        )
+        .unwrap();
+    let ids = |records: Vec<Record>| records.into_iter().map(|record| record.key.id).collect::<Vec<_>>();
+    assert_eq!(ids(scan(&store).await), ["b", "d"]);
+    assert_eq!(walk(&store, "1 == 0", 9).await, [["b", "d"]]);
+    assert_eq!(store.get(vec![key("walk", "a")]).await.unwrap(), [None]);
+    let got = store.get(vec![key("walk", "c"), key("walk", "b")]).await.unwrap();
+    assert_eq!(ids(got.into_iter().flatten().collect()), ["b"]);
+    assert_eq!(store.count(Some("walk".to_owned())).await.unwrap(), 2);
+    assert_eq!(store.count(None).await.unwrap(), 2);
+    assert_eq!(store.list_types().await.unwrap(), ["walk"]);
+    assert_eq!(changes(&store, 0).await.unwrap().len(), 2);
+    let evict = EvictRequest {
+        record_type: "walk".to_owned(),
+        modified_before: Some(NOW),
+        keep: Some(2),
+        max_records: 9,
+    };
+    assert_eq!(store.evict(evict, NOW).await.unwrap().tombstones, []);
+
+    // Each type is told of once.
+    for _ in 0..2 {
+        store.measure().await.unwrap();
+    }
+    let told = warnings.lock().unwrap().clone();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told.iter().any(|line| line.contains("\"walk\"")) && told.iter().any(|line| line.contains("\"odd\"")));
+
+    // The change is none, so that what is gone of the others is told. And a row becomes a record, or goes, as any other does.
+    assert_eq!(store.prune(i64::MAX, 9).await.unwrap().removed, 2);
+    assert_eq!(changes(&store, 0).await, Err(Error::Pruned(1)));
+    let outcomes = put(
+        &store,
+        vec![expecting(0, upsert("walk", "a", b"3")), delete("walk", "c")],
+    )
+    .await;
+    assert!(matches!(
+        outcomes.unwrap()[..],
+        [Outcome::Stored(3), Outcome::Deleted(_)]
+    ));
+    assert_eq!(ids(scan(&store).await), ["a", "b", "d"]);
+    assert_eq!(server.sql("SELECT count(*) FROM pomerium.records").unwrap(), "5");
+}
+
+/// Times beyond those that a databroker gives are as far away as it can say; they keep nothing else from being removed.
+#[tokio::test]
+async fn times_without_end_hold_nothing_up() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    for (id, time) in [("never", "infinity"), ("always", "-infinity"), ("old", "1000-01-01")] {
+        server
+            .sql(&foreign(id, "{}").replace("now()", &format!("timestamptz '{time}'")))
+            .unwrap();
+    }
+    put(&store, vec![upsert("t", "x", b"x")]).await.unwrap();
+    let times: Vec<_> = scan(&store)
+        .await
+        .into_iter()
+        .map(|record| (record.key.id, record.modified_at))
+        .collect();
+    let expected = [("always", i64::MIN), ("never", i64::MAX), ("old", i64::MIN), ("x", NOW)];
+    assert_eq!(times, expected.map(|(id, time)| (id.to_owned(), time)));
+    let evicted = async |modified_before, keep| {
+        let request = EvictRequest {
+            record_type: "t".to_owned(),
+            modified_before,
+            keep,
+            max_records: 9,
+        };
+        let evicted = store.evict(request, NOW).await.unwrap().tombstones;
+        evicted.into_iter().map(|record| record.key.id).collect::<Vec<_>>()
+    };
+    assert_eq!(evicted(None, Some(9)).await, Vec::<String>::new());
+    assert_eq!(evicted(Some(NOW), None).await, ["always", "old"]);
+    assert_eq!(evicted(Some(NOW + 1), None).await, ["x"]);
+    // Of the changes the first is from the end of time.
+    assert_eq!(store.prune(i64::MAX, 9).await.unwrap().removed, 6);
 }
 
 /// A window is cut out along the index, also where the database has no idea of how much there is.
