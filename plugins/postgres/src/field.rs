@@ -31,7 +31,7 @@ const INDEXES: usize = 64;
 const NAME: &str = "host_field_";
 
 /// The condition on records whose JSON does not tell their fields: what is no object, which somebody has written by hand, among
-/// them. Of that, no member can be taken away. The index on them has the same, word for word.
+/// them, of which no member can be taken away. The index on them has the same, word for word.
 ///
 /// It compares a number, since of a comparison for equality the planner expects that few rows meet it, and of one for anything
 /// else that nearly all do, so that it would read the whole table.
@@ -78,7 +78,7 @@ pub(crate) fn select(
     let of_type = parameters.add(Value::Text(text::store(record_type)));
     // A list holds a value as the value itself does.
     Some(format!(
-        "SELECT r.* FROM pomerium.records r WHERE r.type = {} AND r.data -> {} @> {value}::jsonb AND NOT ({OPAQUE}) \
+        "SELECT r.* FROM pomerium.records r WHERE r.type = {} AND r.data -> {}::text @> {value}::jsonb AND NOT ({OPAQUE}) \
          UNION ALL SELECT r.* FROM pomerium.records r WHERE r.type COLLATE \"C\" = {of_type} AND {OPAQUE}",
         literal(record_type),
         literal(&name)
@@ -94,7 +94,7 @@ pub(crate) fn walk(record_type: &str, condition: String, parameters: &mut Parame
     let record_type = parameters.add(Value::Text(record_type));
     let condition = parameters.add(Value::Text(condition));
     format!(
-        "(r.data @@ {condition}::jsonpath OR r.data ->> '@type' IS DISTINCT FROM {record_type} \
+        "(r.data @@ {condition}::jsonpath OR r.data ->> '@type'::text IS DISTINCT FROM {record_type} \
          OR r.data = {nothing_else}::jsonb)"
     )
 }
@@ -158,8 +158,8 @@ impl<D: Database, J: Data> Store<D, J> {
         }
         wanted.sort();
         wanted.dedup();
-        let query = "SELECT array_agg(indexname::text) FROM pg_catalog.pg_indexes \
-            WHERE schemaname = 'pomerium' AND starts_with(indexname, $1)";
+        let query = "SELECT ARRAY(SELECT indexname::text FROM pg_catalog.pg_indexes \
+            WHERE schemaname = 'pomerium' AND starts_with(indexname::text, $1))";
         let there = self.one(query, vec![Value::Text(NAME.to_owned())]).await?.texts()?;
         let mut statements = Vec::new();
         for index in there.iter().filter(|index| index.starts_with(&of_type)) {
@@ -173,7 +173,7 @@ impl<D: Database, J: Data> Store<D, J> {
         for (index, name) in wanted.iter().take(room) {
             // Without a list of what is still to be indexed, so that no reader pays for writers.
             statements.push(format!(
-                "CREATE INDEX IF NOT EXISTS {index} ON pomerium.records USING gin ((data -> {}) jsonb_path_ops) \
+                "CREATE INDEX IF NOT EXISTS {index} ON pomerium.records USING gin ((data -> {}::text) jsonb_path_ops) \
                  WITH (fastupdate = off) WHERE type = {}",
                 literal(name),
                 literal(record_type)

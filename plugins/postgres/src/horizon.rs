@@ -55,7 +55,7 @@ pub(crate) struct Place {
 /// The transactions that may hold versions which nobody sees yet. Locks are listed of all databases of the server, and tables
 /// have the same number in those that were made from one template.
 const WRITING: &str = "SELECT DISTINCT virtualtransaction FROM pg_catalog.pg_locks \
-    WHERE locktype = 'relation' AND relation = 'pomerium.record_changes'::regclass AND mode = 'RowExclusiveLock' AND granted \
+    WHERE locktype = 'relation' AND relation = 'pomerium.record_changes'::regclass::oid AND mode = 'RowExclusiveLock' AND granted \
     AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
 
 impl<D: Database, J: Data> Store<D, J> {

@@ -15,6 +15,13 @@
 //! - **Exact bytes beside JSON.** Pomerium keeps data as JSON, which loses what it does not know. What was put is kept in a
 //!   table of our own under the version that it was given; a row without such an entry is one that Pomerium wrote.
 //!
+//! # Statements
+//!
+//! A statement goes by the search path of the role. What is named in `pg_catalog` comes first there, unless something of the
+//! same name takes exactly the types that the statement has: whoever may make functions in a schema of the path could have
+//! theirs run with the rights of the host. So each argument has exactly the type that the server's own function or operator
+//! takes (`'@type'::text` of a JSON operator, `indexname::text`); where that takes any type, `pg_catalog.` stands before it.
+//!
 //! # Layout
 //!
 //! - `database`: the two traits, values, failures

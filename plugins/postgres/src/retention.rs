@@ -120,7 +120,7 @@ impl<D: Database, J: Data> Store<D, J> {
     /// What the database says.
     pub async fn measure(&self) -> Result<Statistics, Error> {
         self.tell_of_odd_rows().await?;
-        let by_type = "SELECT r.type COLLATE \"C\", count(*), coalesce(sum(pg_column_size(r.data)), 0)::bigint \
+        let by_type = "SELECT r.type COLLATE \"C\", count(*), coalesce(sum(pg_catalog.pg_column_size(r.data)), 0)::bigint \
             FROM pomerium.records r GROUP BY 1 ORDER BY 1";
         let mut types = Vec::new();
         for mut row in self.run(by_type, Vec::new()).await? {
@@ -130,9 +130,9 @@ impl<D: Database, J: Data> Store<D, J> {
                 bytes: row.count()?,
             });
         }
-        let sizes = "SELECT greatest(reltuples, 0)::bigint, pg_total_relation_size('pomerium.records') \
-            + pg_total_relation_size('pomerium.record_changes') + pg_total_relation_size('pomerium.host_exact') \
-            FROM pg_catalog.pg_class WHERE oid = 'pomerium.record_changes'::regclass";
+        let sizes = "SELECT greatest(reltuples, 0)::bigint, pg_total_relation_size('pomerium.records'::regclass) \
+            + pg_total_relation_size('pomerium.record_changes'::regclass) + pg_total_relation_size('pomerium.host_exact'::regclass) \
+            FROM pg_catalog.pg_class WHERE oid = 'pomerium.record_changes'::regclass::oid";
         let mut row = self.one(sizes, Vec::new()).await?;
         Ok(Statistics {
             types,

@@ -143,7 +143,7 @@ impl<D: Database, J: Data> Store<D, J> {
 }
 
 /// Those of the names in the first parameter that are neither tables, nor indexes, nor functions, as a list.
-const MISSING: &str = "array(SELECT name FROM unnest($1::text[]) AS name \
+const MISSING: &str = "array(SELECT name FROM pg_catalog.unnest($1::text[]) AS name \
     WHERE to_regclass('pomerium.' || name) IS NULL AND to_regproc('pomerium.' || name) IS NULL)";
 
 /// What there is for a store to work on.

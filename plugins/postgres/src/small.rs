@@ -188,8 +188,8 @@ impl<D: Database, J: Data> Store<D, J> {
             // The time is read once the row is one's own, not before waiting for it.
             LeaseAction::Hold(time) => {
                 let query = "INSERT INTO pomerium.leases AS l (name, id, expires_at) \
-                    VALUES ($1, $2, clock_timestamp() + $3 * interval '1 microsecond') \
-                    ON CONFLICT (name) DO UPDATE SET id = EXCLUDED.id, expires_at = clock_timestamp() + $3 * interval '1 microsecond' \
+                    VALUES ($1, $2, clock_timestamp() + $3::float8 * interval '1 microsecond') \
+                    ON CONFLICT (name) DO UPDATE SET id = EXCLUDED.id, expires_at = clock_timestamp() + $3::float8 * interval '1 microsecond' \
                     WHERE l.id = EXCLUDED.id OR l.expires_at < clock_timestamp() RETURNING true";
                 self.run(query, vec![name, id, Value::Integer(microseconds(time))])
                     .await?
@@ -237,7 +237,7 @@ impl<D: Database, J: Data> Store<D, J> {
     /// What the database says.
     pub async fn report_services(&self, services: Vec<Service>, ttl: u64) -> Result<(), Error> {
         let query = "WITH kept AS (INSERT INTO pomerium.services AS s (kind, endpoint, expires_at) \
-              SELECT DISTINCT u.kind, u.endpoint, clock_timestamp() + $3 * interval '1 microsecond' FROM unnest($1::text[], $2::text[]) AS u(kind, endpoint) \
+              SELECT DISTINCT u.kind, u.endpoint, clock_timestamp() + $3::float8 * interval '1 microsecond' FROM unnest($1::text[], $2::text[]) AS u(kind, endpoint) \
               ON CONFLICT (kind, endpoint) DO UPDATE SET expires_at = EXCLUDED.expires_at), \
             gone AS (DELETE FROM pomerium.services WHERE expires_at < clock_timestamp() - interval '1 hour') \
             SELECT pg_notify('pomerium_service_change', '')";
