@@ -12,11 +12,13 @@ use std::time::Duration;
 use rand::seq::SliceRandom as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, PgConnection, Row as _, ValueRef as _};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::connection_string::{ConnectionString, Host, Password, TargetSession, TlsMode};
 use super::error::{Error, ErrorKind};
-use super::{passfile, transport};
+use super::guard::Guard;
+use super::{passfile, pipe, transport};
 
 /// How long a connection may take where the string sets no end: nobody waits for ever.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -45,11 +47,16 @@ pub(crate) struct Established {
 #[derive(Debug)]
 pub(crate) struct Connector {
     settings: Arc<ConnectionString>,
+    /// Bytes of a message of the server's at most; none where the statements are trusted.
+    largest_message: Option<u64>,
 }
 
 impl Connector {
-    pub(crate) fn new(settings: Arc<ConnectionString>) -> Self {
-        Self { settings }
+    pub(crate) fn new(settings: Arc<ConnectionString>, largest_message: Option<u64>) -> Self {
+        Self {
+            settings,
+            largest_message,
+        }
     }
 
     pub(crate) fn settings(&self) -> &ConnectionString {
@@ -155,10 +162,18 @@ impl Connector {
             })
         };
         let patience = self.patience();
-        timeout(patience, connecting).await.unwrap_or_else(|_| {
-            let problem = format!("it does not answer within {} s", patience.as_secs());
-            Err(Error::new(ErrorKind::Unreachable, problem))
-        })
+        match timeout(patience, connecting).await {
+            // Nothing that a server says so far is large.
+            Ok(Err(error)) if error.kind() == ErrorKind::TooLarge && error.code().is_none() => {
+                let problem = "no server of Postgres answers there: what it says is none of Postgres' messages";
+                Err(Error::new(ErrorKind::Unreachable, problem))
+            }
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let problem = format!("it does not answer within {} s", patience.as_secs());
+                Err(Error::new(ErrorKind::Unreachable, problem))
+            }
+        }
     }
 
     /// Connects as the TLS mode says: those before `require` try a second way where the first is refused.
@@ -201,7 +216,7 @@ impl Connector {
         Err(problem.unwrap_or_else(|| Error::new(ErrorKind::Unreachable, "there is no way to connect")))
     }
 
-    /// What the library needs to connect over a route, once. With TLS, the connection is half made already.
+    /// What the library needs to connect over a route, once. With TLS or a guard, the connection is half made already.
     pub(crate) async fn options(&self, route: &Route) -> Result<PgConnectOptions, Error> {
         let settings = &self.settings;
         let host = &route.host;
@@ -225,23 +240,28 @@ impl Connector {
         // An empty one keeps the library from looking for one by itself.
         let password = settings.password.clone().or_else(from_file);
         options = options.password(password.as_ref().map_or("", Password::expose));
-        match route.address {
+        let guard = Guard::new(self.largest_message.unwrap_or(u64::MAX));
+        let is_guarded = self.largest_message.is_some();
+        let near = match route.address {
+            Some(address) if route.tls => {
+                let far = transport::encrypted(address, &host.name, &settings.tls).await?;
+                pipe::join(far, guard)?
+            }
+            Some(address) if is_guarded => pipe::join(transport::plain(address).await?, guard)?,
+            Some(address) => return Ok(options.host(&address.ip().to_string())),
             None => {
                 let folder = match host.name.strip_prefix('@') {
                     Some(name) => format!("\0{name}"),
                     None => host.name.clone(),
                 };
-                Ok(options.socket(folder))
+                if !is_guarded {
+                    return Ok(options.socket(folder));
+                }
+                let far = UnixStream::connect(format!("{folder}/.s.PGSQL.{}", host.port)).await?;
+                pipe::join(far, guard)?
             }
-            Some(address) if route.tls => match transport::tunnel(address, &host.name, &settings.tls).await? {
-                Some(folder) => Ok(options.socket(folder).port(transport::PIPE_PORT)),
-                None => Err(Error::new(
-                    ErrorKind::Settings,
-                    "the server has no TLS: set sslmode=disable, or ssl=on at the server",
-                )),
-            },
-            Some(address) => Ok(options.host(&address.ip().to_string())),
-        }
+        };
+        Ok(options.socket(near).port(pipe::PORT))
     }
 }
 

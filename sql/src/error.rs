@@ -7,6 +7,8 @@ use std::fmt;
 
 use sqlx::postgres::PgDatabaseError;
 
+use super::guard;
+
 /// What kind of failure it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -99,7 +101,7 @@ impl Error {
     /// True where the connection is of no more use.
     pub(crate) fn breaks_connection(&self) -> bool {
         matches!(self.kind, ErrorKind::Unreachable | ErrorKind::FailingOver)
-            // Found here, in the middle of an answer.
+            // Found here, in the middle of an answer or in place of its rest.
             || (self.code.is_none() && matches!(self.kind, ErrorKind::TooLarge | ErrorKind::Timeout))
     }
 
@@ -122,6 +124,8 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(error) => match error.try_downcast_ref::<PgDatabaseError>() {
+                // Said here, and not by the server.
+                Some(error) if error.code() == guard::CODE => Self::new(ErrorKind::TooLarge, error.message()),
                 Some(error) => Self {
                     kind: of_code(error.code()),
                     code: Some(error.code().to_owned()),
@@ -143,6 +147,13 @@ impl From<sqlx::Error> for Error {
                 format!("the connection is out of step: {other}"),
             ),
         }
+    }
+}
+
+/// That of a socket to a server.
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(ErrorKind::Unreachable, error.to_string())
     }
 }
 

@@ -28,7 +28,7 @@
 //! # Layout
 //!
 //! - `syntax`, `keywords`, `connection_string`: strings, apart and together
-//! - `connect`, `transport`, `passfile`: one connection
+//! - `connect`, `transport`, `pipe`, `guard`, `passfile`: one connection
 //! - `pool`, `bouncer`: many
 //! - `statement`, `value`, `transaction`, `listener`: what is done with one
 //! - `error`: what went wrong
@@ -38,9 +38,11 @@ mod connect;
 mod connection_string;
 mod duration;
 mod error;
+mod guard;
 mod keywords;
 mod listener;
 mod passfile;
+mod pipe;
 mod pool;
 mod statement;
 mod syntax;

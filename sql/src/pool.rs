@@ -147,10 +147,25 @@ impl Pool {
     ///
     /// [`Error`] if no server will do.
     pub async fn open(settings: ConnectionString) -> Result<Self, Error> {
+        Self::open_with(settings, None).await
+    }
+
+    /// The same for statements of somebody who is not trusted. No message of the server's may have more bytes than this, be it a row, a
+    /// notice or an error: a longer one is not received, and the statement fails with [`ErrorKind::TooLarge`]. So that messages are
+    /// seen on their way, each connection goes through a pipe within the process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if no server will do.
+    pub async fn guarded(settings: ConnectionString, largest_message: u64) -> Result<Self, Error> {
+        Self::open_with(settings, Some(largest_message)).await
+    }
+
+    async fn open_with(settings: ConnectionString, largest_message: Option<u64>) -> Result<Self, Error> {
         let settings = Arc::new(settings);
         let permits = usize::try_from(settings.pool.max_connections).unwrap_or(Semaphore::MAX_PERMITS);
         let shared = Arc::new(Shared {
-            connector: Connector::new(settings),
+            connector: Connector::new(settings, largest_message),
             permits: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
             idle: Mutex::default(),
             generation: AtomicU64::new(0),

@@ -1,10 +1,7 @@
 //! TLS to a server, as libpq does it: its six modes, exactly the authorities that are named, and any address under any name.
 //!
-//! The library that speaks Postgres' protocol opens its own connections, looks names up by itself, always trusts the
-//! system's authorities besides the named ones, and has no way to be given a socket. So TLS is made here, over a socket
-//! that is connected here, and the library is handed the near end of a pipe: a Unix socket that takes one connection, from
-//! this process, and is then gone. The price is one copy of each byte within the process. Connections without TLS go
-//! without the pipe.
+//! The library that speaks Postgres' protocol looks names up by itself and always trusts the system's authorities besides the
+//! named ones. So TLS is made here, over a socket that is connected here, and the library is handed a `pipe` to it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,8 +14,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixListener};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::connection_string::{Authorities, TlsMode, TlsSettings};
 use super::error::{Error, ErrorKind};
@@ -26,22 +24,29 @@ use super::error::{Error, ErrorKind};
 /// The message by which a client asks for TLS: its length and a number that is no version.
 const TLS_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
-/// How much is copied at once.
-const BUFFER: usize = 64 << 10;
+/// Connects without TLS.
+pub(crate) async fn plain(address: SocketAddr) -> Result<TcpStream, Error> {
+    let socket = TcpStream::connect(address).await?;
+    // Whoever writes waits for whole messages already.
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
 
-/// Connects with TLS. Gives the folder of the socket to connect to, or none where the server has no TLS.
-pub(crate) async fn tunnel(address: SocketAddr, name: &str, settings: &TlsSettings) -> Result<Option<String>, Error> {
-    let mut socket = TcpStream::connect(address).await.map_err(|error| unreachable(&error))?;
-    // The pipe waits for whole messages already.
-    socket.set_nodelay(true).map_err(|error| unreachable(&error))?;
+/// Connects with TLS.
+pub(crate) async fn encrypted(
+    address: SocketAddr,
+    name: &str,
+    settings: &TlsSettings,
+) -> Result<TlsStream<TcpStream>, Error> {
+    let mut socket = plain(address).await?;
     if !settings.direct {
-        socket
-            .write_all(&TLS_REQUEST)
-            .await
-            .map_err(|error| unreachable(&error))?;
-        match socket.read_u8().await.map_err(|error| unreachable(&error))? {
+        socket.write_all(&TLS_REQUEST).await?;
+        match socket.read_u8().await? {
             b'S' => {}
-            b'N' => return Ok(None),
+            b'N' => {
+                let problem = "the server has no TLS: set sslmode=disable, or ssl=on at the server";
+                return Err(Error::new(ErrorKind::Settings, problem));
+            }
             other => {
                 let problem = format!("the server answers a request for TLS by {other:#04x}, which Postgres does not");
                 return Err(Error::new(ErrorKind::Settings, problem));
@@ -58,7 +63,7 @@ pub(crate) async fn tunnel(address: SocketAddr, name: &str, settings: &TlsSettin
             format!("{name:?} is no name that a certificate can have"),
         )
     })?;
-    let far = TlsConnector::from(client)
+    TlsConnector::from(client)
         .connect(server, socket)
         .await
         .map_err(|error| {
@@ -69,44 +74,8 @@ pub(crate) async fn tunnel(address: SocketAddr, name: &str, settings: &TlsSettin
                 ErrorKind::Unreachable
             };
             Error::new(kind, format!("TLS failed: {error}"))
-        })?;
-    pipe(far).map(Some).map_err(|error| unreachable(&error))
+        })
 }
-
-fn unreachable(error: &std::io::Error) -> Error {
-    Error::new(ErrorKind::Unreachable, error.to_string())
-}
-
-/// Makes a socket that takes one connection of this process and joins it to the stream. Gives its folder.
-///
-/// It has a name that nobody can guess in Linux's abstract namespace, so that no folder has to be writable.
-fn pipe(mut far: tokio_rustls::client::TlsStream<TcpStream>) -> std::io::Result<String> {
-    let folder = format!("\0databroker-sql-{:032x}", rand::random::<u128>());
-    // The library appends this to a folder and a port.
-    let listener = UnixListener::bind(format!("{folder}/.s.PGSQL.{PIPE_PORT}"))?;
-    tokio::spawn(async move {
-        /// Far longer than connecting within a process takes.
-        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
-        let accepted = async {
-            loop {
-                let (near, _) = listener.accept().await?;
-                let process = near.peer_cred()?.pid().and_then(|process| u32::try_from(process).ok());
-                if process == Some(std::process::id()) {
-                    return std::io::Result::Ok(near);
-                }
-            }
-        };
-        if let Ok(Ok(mut near)) = tokio::time::timeout(PATIENCE, accepted).await {
-            drop(listener);
-            // Either end may break at any time, which the other end then sees.
-            drop(tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await);
-        }
-    });
-    Ok(folder)
-}
-
-/// The port in a pipe's name.
-pub(crate) const PIPE_PORT: u16 = 5432;
 
 /// TLS as the settings say, with files read anew so that renewed certificates are taken.
 fn client(settings: &TlsSettings) -> Result<Arc<ClientConfig>, Error> {

@@ -37,6 +37,8 @@ const KINDS: [ErrorKind; 10] = [
 /// A database that a plugin is granted.
 pub(super) struct Database {
     settings: ConnectionString,
+    /// Bytes of a message of the server's at most; none where the plugin's statements are trusted.
+    largest_message: Option<u64>,
     /// Connected at the first use.
     pool: OnceCell<Pool>,
     /// The first connection on its way. Whoever waits for it may give up without ending it: a statement may wait for less
@@ -68,14 +70,16 @@ impl std::fmt::Debug for Database {
 }
 
 impl Database {
-    /// Reads the connection string; connects to nothing.
+    /// Reads the connection string; connects to nothing. With a `largest_message`, no message of the server's that has more bytes is
+    /// received.
     ///
     /// # Errors
     ///
     /// What is wrong with it, without any of its secrets.
-    pub(super) fn new(connection_string: &str) -> Result<Self, ConnectionStringError> {
+    pub(super) fn new(connection_string: &str, largest_message: Option<u64>) -> Result<Self, ConnectionStringError> {
         Ok(Self {
             settings: ConnectionString::parse(connection_string, &Environment::process())?,
+            largest_message,
             pool: OnceCell::new(),
             opening: tokio::sync::Mutex::default(),
             durations: Histogram::new(DURATIONS),
@@ -89,7 +93,15 @@ impl Database {
     pub(super) async fn pool(&self, longest: Duration) -> Result<&Pool, Error> {
         let opening = self.pool.get_or_try_init(async || {
             let mut opening = self.opening.lock().await;
-            let attempt = opening.get_or_insert_with(|| Box::pin(Pool::open(self.settings.clone())));
+            let attempt = opening.get_or_insert_with(|| {
+                let (settings, largest_message) = (self.settings.clone(), self.largest_message);
+                Box::pin(async move {
+                    match largest_message {
+                        Some(largest_message) => Pool::guarded(settings, largest_message).await,
+                        None => Pool::open(settings).await,
+                    }
+                })
+            });
             let outcome = attempt.await;
             *opening = None;
             outcome

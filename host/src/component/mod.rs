@@ -108,8 +108,11 @@ impl Config {
             ..
         } = &self.grants;
         let is_granted_any = !(directories.is_empty() && addresses.is_empty() && http_origins.is_empty());
+        // Each connects to the server, perhaps through a pipe within the process, both of whose ends are open.
         let listeners = self.connection_string.as_ref().map_or(0, |_| self.limits.listeners);
-        listeners.saturating_add(if is_granted_any { *most_open } else { 0 })
+        listeners
+            .saturating_mul(3)
+            .saturating_add(if is_granted_any { *most_open } else { 0 })
     }
 }
 
@@ -179,6 +182,11 @@ pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<
         report_dir,
         grants,
     } = config;
+    // The statements of a plugin that the host carries are known; others may ask for rows of any size.
+    let largest_message = match &source {
+        Source::BuiltIn(_) => None,
+        Source::File(_) => Some(sql::MAX_BYTES),
+    };
     let load = move || Plugin::load(&source, cache_dir.as_deref()).map(|plugin| plugin.granted(grants));
     let mut plugin = tokio::task::spawn_blocking(load)
         .await
@@ -187,7 +195,7 @@ pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<
     if plugin.wants_database()
         && let Some(text) = connection_string.take()
     {
-        let database = database::Database::new(&text).map_err(|error| OpenError::Store {
+        let database = database::Database::new(&text, largest_message).map_err(|error| OpenError::Store {
             plugin: plugin.name().to_owned(),
             error: BackendError::Configuration(error.to_string()),
         })?;

@@ -27,9 +27,10 @@ use super::state::State;
 /// The import's name, without its version.
 pub(super) const IMPORT: &str = "databroker:storage/sql";
 
-/// Most rows of an answer, most bytes of it, and of the parameters of a statement.
+/// Most rows of an answer, most bytes of it, and of the parameters of a statement. A value counts more here than it takes in a
+/// message of the server's, so that no answer within these bounds has a message with more bytes.
 const MAX_ROWS: u32 = 1_000_000;
-const MAX_BYTES: u64 = 64 << 20;
+pub(super) const MAX_BYTES: u64 = 64 << 20;
 
 /// Most bytes of a statement's text: each connection keeps those that it has prepared.
 const MAX_TEXT: usize = 1 << 20;

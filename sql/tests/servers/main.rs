@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use databroker_sql::{ConnectionString, Environment, Error, ErrorKind, Pool, Rows, Statement, Value};
 
 mod failover;
+mod guarded;
 mod pooling;
 mod silence;
 mod statements;

@@ -8,10 +8,10 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 use super::{one, open};
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, "authority");
@@ -35,7 +35,7 @@ impl Authority {
     }
 }
 
-fn server(authority: &Authority, access: &str) -> PostgresServer {
+pub(super) fn server(authority: &Authority, access: &str) -> PostgresServer {
     let (certificate, key) = authority.issue("db.example");
     PostgresServer::with(&Options {
         tls: Some(Tls {

@@ -101,6 +101,7 @@ pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
         Misbehaviour::EndlessBytes => {
             return statements::run("SELECT repeat('x', 1000000), generate_series(1, 1000000000)").await;
         }
+        Misbehaviour::EnormousRow => return statements::run("SELECT repeat('x', 300000000)").await,
         Misbehaviour::PathsOutside => return reach::paths(),
         Misbehaviour::AddressesOutside => return reach::addresses(),
         Misbehaviour::OriginsOutside => return reach::origins(),

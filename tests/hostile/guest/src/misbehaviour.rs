@@ -149,6 +149,8 @@ misbehaviours! {
     EndlessRows = "endless-rows",
     /// Runs a statement with rows of a megabyte that never end.
     EndlessBytes = "endless-bytes",
+    /// Runs a statement with one row of some hundred megabytes.
+    EnormousRow = "enormous-row",
     // What it says.
     /// Writes far more lines to the log than anybody reads.
     LogFlood = "log-flood",

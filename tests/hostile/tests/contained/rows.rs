@@ -243,6 +243,8 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
         M::EndlessStatement => in_database(late()),
         M::EndlessRows => too_large("too-large: "),
         M::EndlessBytes => too_large("too-large: "),
+        // Not received, unlike what is counted row by row.
+        M::EnormousRow => too_large("too-large: a row, or another message, of the database is 287 MiB long"),
         M::Trap => end("unreachable"),
         M::TrapOnEveryThirdCall => Row {
             provocation: P::Gets,
