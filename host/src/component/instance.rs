@@ -27,13 +27,13 @@ use wasmtime::component::{Accessor, ComponentNamedList, ComponentType, GuestTask
 use wasmtime::{AsContextMut as _, Store, UpdateDeadline};
 
 use super::bindings::store::Guest;
-use super::convert;
 use super::engine::EPOCH;
 use super::log::PluginLog;
 use super::plugin::Plugin;
 use super::report::{Report, Reports};
 use super::sql::Sql;
 use super::state::State;
+use super::{bound, convert};
 use crate::backend::BackendError;
 use crate::data::Descriptors;
 
@@ -166,12 +166,15 @@ impl Instance {
         bound_compute(&mut store, limits);
         let world = match tokio::time::timeout(limits.call, plugin.linked().instantiate_async(&mut store)).await {
             Ok(world) => world,
-            Err(_) => Err(wasmtime::format_err!("its start took longer than {:?}", limits.call)),
+            Err(_) => Err(wasmtime::format_err!(
+                "its start took longer than {:?} (DATABROKER_PLUGIN_CALL_TIME)",
+                limits.call
+            )),
         };
         let world = match world {
             Ok(world) => world,
             Err(error) => {
-                let report = report(plugin.name(), store.data(), &error);
+                let report = report(plugin.name(), limits, store.data(), &error);
                 reports.tell(&report).await;
                 return Err(report.cause);
             }
@@ -196,7 +199,7 @@ impl Instance {
                 error = progress.stands_still(limits) => Err(error),
             };
             if let Err(error) = outcome {
-                let report = report(&name, store.data(), &error);
+                let report = report(&name, limits, store.data(), &error);
                 // Before anybody hears of the end: the process may end next.
                 reports.tell(&report).await;
                 // The cause is known before the calls in the channel are let go of, since their callers ask for it.
@@ -413,7 +416,7 @@ async fn in_time<T>(
         let taken = began.elapsed();
         let own = taken.saturating_sub(EPOCH.saturating_mul(epochs));
         if own >= limit || taken >= limit.saturating_mul(BUSY) {
-            wasmtime::bail!("a call of `{name}` took longer than {limit:?}");
+            wasmtime::bail!("a call of `{name}` took longer than {limit:?} (DATABROKER_PLUGIN_CALL_TIME)");
         }
         left = limit.saturating_sub(own).max(EPOCH);
     }
@@ -489,14 +492,14 @@ impl Progress {
                 continue;
             }
             missed = missed.saturating_add(1);
-            let limit = if self.is_opening.load(Ordering::Relaxed) {
-                limits.call
+            let (limit, setting) = if self.is_opening.load(Ordering::Relaxed) {
+                (limits.call, "DATABROKER_PLUGIN_CALL_TIME")
             } else {
-                limits.turn
+                (limits.turn, "DATABROKER_PLUGIN_TURN_TIME")
             };
             if limits.turn.saturating_mul(missed) / LOOKS >= limit {
                 return wasmtime::format_err!(
-                    "it was in a call of the host's for more than {limit:?} without giving other calls their turn"
+                    "it was in a call of the host's for more than {limit:?} without giving other calls their turn ({setting})"
                 );
             }
         }
@@ -624,10 +627,12 @@ fn bound_compute(store: &mut Store<State>, limits: Limits) {
         let call = context.async_call_stack()?.last();
         let computing = &mut context.data_mut().computing;
         if computing.count(call) > most {
-            wasmtime::bail!("it computed for more than {compute:?} in one call");
+            wasmtime::bail!("it computed for more than {compute:?} in one call (DATABROKER_PLUGIN_COMPUTE_TIME)");
         }
         if computing.turn > most_at_a_stretch && !computing.is_opening() {
-            wasmtime::bail!("it computed for more than {turn:?} without giving other calls their turn");
+            wasmtime::bail!(
+                "it computed for more than {turn:?} without giving other calls their turn (DATABROKER_PLUGIN_TURN_TIME)"
+            );
         }
         let since = Arc::clone(&computing.since);
         let pause = async move {
@@ -641,11 +646,13 @@ fn bound_compute(store: &mut Store<State>, limits: Limits) {
 }
 
 /// Why an instance has ended, with all that helps its author.
-fn report(plugin: &str, state: &State, error: &wasmtime::Error) -> Report {
+fn report(plugin: &str, limits: Limits, state: &State, error: &wasmtime::Error) -> Report {
     let mut cause = convert::text(&error.root_cause().to_string());
-    if let Some(limit) = state.memory.refused() {
-        // A program that gets no memory says so on its standard error, if at all, and then traps like any other.
-        cause.push_str(&format!("; it had asked for memory beyond its limit of {limit} bytes"));
+    let met = bound::met(&cause, &limits);
+    // A program that gets no memory says so on its standard error, if at all, and then traps like any other.
+    for bound in met.into_iter().chain(state.memory.refused()) {
+        cause.push_str("; ");
+        cause.push_str(&bound);
     }
     Report {
         plugin: plugin.to_owned(),

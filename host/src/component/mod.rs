@@ -15,6 +15,7 @@
 
 mod adapter;
 mod bindings;
+mod bound;
 mod cache;
 mod convert;
 mod database;

@@ -225,6 +225,8 @@ pub(super) struct MemoryLimit {
     refused: bool,
     /// Elements of all of its tables.
     table_elements: usize,
+    /// True once more of them were asked for than the limit.
+    refused_elements: bool,
     /// By how much it was last let grow.
     last_granted: usize,
     /// The same, for metrics.
@@ -238,14 +240,26 @@ impl MemoryLimit {
             used: 0,
             refused: false,
             table_elements: 0,
+            refused_elements: false,
             last_granted: 0,
             shown: Arc::default(),
         }
     }
 
-    /// The limit in bytes, if the instance has come up against it.
-    pub(super) fn refused(&self) -> Option<usize> {
-        self.refused.then_some(self.limits.memory_bytes)
+    /// What the instance has asked for and was not given, with the setting that allows more.
+    pub(super) fn refused(&self) -> Vec<String> {
+        let Limits {
+            memory_bytes,
+            table_elements,
+            ..
+        } = self.limits;
+        let memory = self.refused.then(|| {
+            format!("it had asked for memory beyond its limit of {memory_bytes} bytes (DATABROKER_PLUGIN_MEMORY)")
+        });
+        let elements = self.refused_elements.then(|| {
+            format!("it had asked for more than {table_elements} elements of tables (DATABROKER_PLUGIN_TABLE_ELEMENTS)")
+        });
+        memory.into_iter().chain(elements).collect()
     }
 
     /// The bytes that are used, for whoever wants to look later.
@@ -276,13 +290,15 @@ impl ResourceLimiter for MemoryLimit {
         Ok(())
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let elements = self.table_elements.saturating_add(desired.saturating_sub(current));
         let within = elements <= self.limits.table_elements;
-        if within {
+        let granted = within && maximum.is_none_or(|maximum| desired <= maximum);
+        if granted {
             self.table_elements = elements;
         }
-        Ok(within)
+        self.refused_elements |= !within;
+        Ok(granted)
     }
 
     fn instances(&self) -> usize {
@@ -378,6 +394,26 @@ mod tests {
         // An `Any` whose first field is longer than all of it.
         let answers = state.to_json(vec![vec![0x0a, 0x7f, b'x']]);
         assert!(matches!(&answers[..], [Err(Error::Malformed(_))]), "{answers:?}");
+    }
+
+    #[test]
+    fn growing_beyond_a_tables_own_end_uses_nothing_up() {
+        let limits = Limits {
+            table_elements: 10,
+            ..Limits::default()
+        };
+        let mut memory = MemoryLimit::new(limits);
+        for _ in 0..3 {
+            assert!(!memory.table_growing(0, 6, Some(5)).unwrap());
+        }
+        assert!(memory.refused().is_empty(), "it was the table's end, and not the limit");
+        assert!(memory.table_growing(0, 10, Some(10)).unwrap());
+        assert!(!memory.table_growing(10, 11, None).unwrap());
+        let refused = memory.refused();
+        assert!(
+            matches!(&refused[..], [one] if one.contains("more than 10 elements of tables (DATABROKER_PLUGIN_TABLE_ELEMENTS)")),
+            "{refused:?}"
+        );
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! all it should, and then something is done to it.
 
 use wasm_encoder::{
-    BlockType, CodeSection, ConstExpr, DataSection, Function, HeapType, Module, RawSection, RefType, TableSection,
-    TableType,
+    BlockType, CodeSection, ComponentSection as _, ConstExpr, DataSection, Function, HeapType, InstanceSection,
+    MemorySection, MemoryType, Module, ModuleArg, ModuleSection, RawSection, RefType, TableSection, TableType,
 };
 use wasmparser::{Parser, Payload};
 use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
@@ -50,8 +50,14 @@ binaries! {
     TrapAtStart,
     /// A plugin with a table of more functions than there is memory for.
     TableBomb,
-    /// A plugin with many tables, each as large as one may be.
+    /// A plugin with some tables, each as large as one may be.
+    LargeTables,
+    /// A plugin with many tables of nothing.
     ManyTables,
+    /// A plugin with many memories of nothing.
+    ManyMemories,
+    /// A plugin that is made of many modules of nothing.
+    ManyModules,
     /// A plugin that makes its table larger and larger while it runs.
     TableGrown,
     /// A plugin with more memory than it may have.
@@ -116,19 +122,12 @@ impl Binary {
                 with(&module, Place::AtEnd, &data)
             }),
             Self::TableBomb => component(&wit, |module| tables(&module, 1, 4_000_000_000)),
-            Self::ManyTables => component(&wit, |module| tables(&module, 90, 9_999_999)),
+            Self::LargeTables => component(&wit, |module| tables(&module, 50, 9_999_999)),
+            Self::ManyTables => component(&wit, |module| tables(&module, 90, 0)),
+            Self::ManyMemories => component(&wit, |module| memories(&module, 8, 0)),
+            Self::ManyModules => modules(good(), 90),
             Self::TableGrown => component(&wit, |module| growing(&tables(&module, 1, 0))),
-            Self::LargeMemory => component(&wit, |module| {
-                let mut memories = wasm_encoder::MemorySection::new();
-                memories.memory(wasm_encoder::MemoryType {
-                    minimum: 1 << 15,
-                    maximum: None,
-                    memory64: false,
-                    shared: false,
-                    page_size_log2: None,
-                });
-                with(&module, Place::InsteadOfMemory, &memories)
-            }),
+            Self::LargeMemory => component(&wit, |module| memories(&module, 1, 1 << 15)),
         }
     }
 }
@@ -145,6 +144,35 @@ fn tables(module: &[u8], count: usize, elements: u64) -> Vec<u8> {
         });
     }
     with(module, Place::BeforeMemory, &tables)
+}
+
+/// The same module with so many memories of so many pages, of which the first is its own.
+fn memories(module: &[u8], count: usize, pages: u64) -> Vec<u8> {
+    let mut memories = MemorySection::new();
+    for _ in 0..count {
+        memories.memory(MemoryType {
+            minimum: pages,
+            maximum: None,
+            memory64: false,
+            shared: false,
+            page_size_log2: None,
+        });
+    }
+    with(module, Place::InsteadOfMemory, &memories)
+}
+
+/// The same component with so many instances of an empty module more.
+fn modules(mut component: Vec<u8>, count: usize) -> Vec<u8> {
+    let is_module = |payload: &Payload<'_>| matches!(payload, Payload::ModuleSection { .. });
+    let parsed = Parser::new(0).parse_all(&component).map(Result::unwrap);
+    let empty = u32::try_from(parsed.filter(is_module).count()).unwrap();
+    let mut instances = InstanceSection::new();
+    for _ in 0..count {
+        instances.instantiate(empty, Vec::<(&str, ModuleArg)>::new());
+    }
+    ModuleSection(&Module::new()).append_to_component(&mut component);
+    instances.append_to_component(&mut component);
+    component
 }
 
 /// The same module, of which each function that traps makes the first table larger first, until it is refused. Where the

@@ -387,7 +387,7 @@ async fn refuse(binary: Binary, site: &Site, log: &Log) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("plugin.wasm");
     std::fs::write(&path, binary.bytes()).unwrap();
-    let opened = timeout(PATIENCE, stand::open(&path, "", None, stand::limits(), site));
+    let opened = timeout(PATIENCE, stand::open(&path, "", None, rows::limits_of_files(), site));
     let error = match opened.await {
         Ok(Ok(_)) => return Err("the store was opened".to_owned()),
         Ok(Err(error)) => error.to_string(),

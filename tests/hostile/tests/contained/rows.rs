@@ -94,7 +94,7 @@ fn late() -> Row {
             call: Duration::from_secs(2),
             ..limits()
         },
-        ..end("a call of `get` took longer than 2s")
+        ..end("a call of `get` took longer than 2s (DATABROKER_PLUGIN_CALL_TIME)")
     }
 }
 
@@ -166,7 +166,7 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
     use Misbehaviour as M;
     use Provocation as P;
     match misbehaviour {
-        M::EndlessLoop => end("computed for more than 500ms in one call"),
+        M::EndlessLoop => end("computed for more than 500ms in one call (DATABROKER_PLUGIN_COMPUTE_TIME)"),
         M::EndlessHostCalls => Row {
             limits: Limits {
                 compute: Duration::from_secs(20),
@@ -174,7 +174,7 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
                 ..limits()
             },
             // Seen by whoever counts what it computes, or on a busy machine by whoever looks from outside.
-            ..end("for more than 500ms without giving other calls their turn")
+            ..end("for more than 500ms without giving other calls their turn (DATABROKER_PLUGIN_TURN_TIME)")
         },
         M::CostlyHostCalls => end("computed for more than 500ms in one call"),
         M::BlocksForEver => Row {
@@ -182,18 +182,21 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
                 turn: Duration::from_secs(1),
                 ..limits()
             },
-            ..end("it was in a call of the host's for more than 1s without giving other calls their turn")
+            ..end(
+                "it was in a call of the host's for more than 1s without giving other calls their turn \
+                 (DATABROKER_PLUGIN_TURN_TIME)",
+            )
         },
         M::NeverAnswers => end("computed for more than 500ms in one call"),
         M::WaitsForEver => late(),
-        M::MemoryBomb => end("memory beyond its limit"),
+        M::MemoryBomb => end("memory beyond its limit of 268435456 bytes (DATABROKER_PLUGIN_MEMORY)"),
         M::MemoryGrownSlowly => Row {
             provocation: P::Gets,
-            ..end("memory beyond its limit")
+            ..end("memory beyond its limit of 268435456 bytes (DATABROKER_PLUGIN_MEMORY)")
         },
         M::EndlessRecursion => end("wasm trap"),
-        M::LeakedHandles => end("resource table has no free keys"),
-        M::LeakedSecrets | M::LeakedCalls => end("handle limit exceeded"),
+        M::LeakedHandles => end("no free keys; at most 16384 (DATABROKER_PLUGIN_HANDLES)"),
+        M::LeakedSecrets | M::LeakedCalls => end("handle limit exceeded; at most 16384 (DATABROKER_PLUGIN_HANDLES)"),
         M::LeakedFiles => refused(
             &["refused what it is not granted", r#"kind="open""#],
             r#"plugin_refusals_total{kind="open"}"#,
@@ -238,7 +241,7 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
                 r#"plugin_refusals_total{kind="open"}"#,
             )
         }),
-        M::LeakedListeners => in_database(end("more than 3 listeners at once")),
+        M::LeakedListeners => in_database(end("more than 3 listeners at once (DATABROKER_PLUGIN_LISTENERS)")),
         M::TrapInTransaction => in_database(end("unreachable")),
         M::EndlessStatement => in_database(late()),
         M::EndlessRows => too_large("too-large: "),
@@ -272,7 +275,7 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
                 call: Duration::from_secs(40),
                 ..limits()
             },
-            ..end("fuel")
+            ..end("exhausted; at most 134217728 (DATABROKER_PLUGIN_ANSWER_SIZE)")
         },
         M::BrokenUtf8 => end("utf-8"),
         M::BrokenProtobuf => lie(P::Get, "an encoded `google.protobuf.Any`"),
@@ -307,6 +310,19 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
     }
 }
 
+/// What is said of more elements of tables than there may be.
+const ELEMENTS: &str = "asked for more than 1000000 elements of tables (DATABROKER_PLUGIN_TABLE_ELEMENTS)";
+
+/// The limits that files are held to: fewer parts than a file of one module can have.
+pub fn limits_of_files() -> Limits {
+    Limits {
+        memories: 7,
+        tables: 60,
+        instances: 40,
+        ..limits()
+    }
+}
+
 /// What a file is refused with, and whether it got so far that it ran.
 pub fn refusal(binary: Binary) -> (&'static [&'static str], bool) {
     match binary {
@@ -321,9 +337,29 @@ pub fn refusal(binary: Binary) -> (&'static [&'static str], bool) {
         Binary::WrongImport => (&["databroker:storage/log", "the engine refuses it"], false),
         Binary::WrongExport => (&["does not start", "expected `option` found `string`"], true),
         Binary::TrapAtStart => (&["does not start", "out of bounds"], true),
-        Binary::TableBomb => (&["does not start", "table"], true),
-        Binary::ManyTables => (&["does not start", "table"], true),
-        Binary::TableGrown => (&["cannot open its store", "unreachable"], true),
-        Binary::LargeMemory => (&["does not start", "memory"], true),
+        Binary::TableBomb | Binary::LargeTables => (&["does not start", ELEMENTS], true),
+        Binary::TableGrown => (&["cannot open its store", "unreachable", ELEMENTS], true),
+        Binary::LargeMemory => (
+            &[
+                "does not start",
+                "memory beyond its limit of 268435456 bytes (DATABROKER_PLUGIN_MEMORY)",
+            ],
+            true,
+        ),
+        Binary::ManyTables => (
+            &["table count too high at", "at most 60 (DATABROKER_PLUGIN_TABLES)"],
+            true,
+        ),
+        Binary::ManyMemories => (
+            &["memory count too high at 8", "at most 7 (DATABROKER_PLUGIN_MEMORIES)"],
+            true,
+        ),
+        Binary::ManyModules => (
+            &[
+                "instance count too high at 41",
+                "at most 40 (DATABROKER_PLUGIN_INSTANCES)",
+            ],
+            true,
+        ),
     }
 }
