@@ -46,9 +46,21 @@ const STARTED: usize = 256;
 /// What waits for news may wait for so long by its own law, before the time of a call begins.
 const NEWS: (&str, Duration) = ("wait", Duration::from_secs(60));
 
-/// What the host itself calls, one of each at a time. It needs no room among the calls of clients: however many of those there
-/// are, news come, health is told, and the store is closed.
-const APART: [&str; 3] = ["wait", "health", "close"];
+/// What nobody but the host calls: its looks, its one writer and its cleaning, one or two of each at a time. It takes no room from the
+/// calls of clients, and needs none: however many of those there are, news come, health is told, what waits is written, old
+/// changes go, and the store is closed. What it reads as clients do, the change log above all, waits as theirs does.
+const APART: [&str; 10] = [
+    "wait",
+    "health",
+    "put",
+    "prune",
+    "evict",
+    "measure",
+    "list-options",
+    "set-options",
+    "clear",
+    "close",
+];
 
 /// However much others compute, no call takes so many times its limit.
 const BUSY: u32 = 10;

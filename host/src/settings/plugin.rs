@@ -41,7 +41,7 @@ pub(super) fn limits(reader: &mut Reader<'_>) -> Limits {
         page_records: number(reader, &keys::PLUGIN_PAGE_RECORDS, (16, 1024)),
         call: duration(reader, &keys::PLUGIN_CALL_TIME, times),
         calls: number(reader, &keys::PLUGIN_CALLS, (1, 1 << 16)),
-        queue: number(reader, &keys::PLUGIN_QUEUE, (0, 1 << 20)),
+        queue: number(reader, &keys::PLUGIN_QUEUE, (2, 1 << 20)),
         queue_time: duration(reader, &keys::PLUGIN_QUEUE_TIME, (SHORTEST, HOUR)),
     }
 }

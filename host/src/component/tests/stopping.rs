@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 
 use super::guests::{Behaviour, storage};
 use super::{Log, config, descriptors};
@@ -158,6 +159,45 @@ async fn calls_beyond_those_under_way_wait_for_a_bounded_time_and_in_a_bounded_n
     tokio::select! {
         biased;
         ended = calls => panic!("{ended:?}"),
+        () = refused => {}
+    }
+}
+
+#[tokio::test]
+async fn what_the_host_calls_by_itself_takes_no_place_of_a_clients_and_needs_none() {
+    let limits = Limits {
+        calls: 1,
+        queue: 0,
+        ..Limits::default()
+    };
+    let instance = start(Behaviour::Yield, limits).await;
+    let by_itself = || {
+        // Those without lists, for which this plugin would need memory.
+        futures::future::select_all([
+            instance.call("measure", Guest::func_measure, ()).map(drop).boxed(),
+            instance.call("prune", Guest::func_prune, (0, 1)).map(drop).boxed(),
+            instance
+                .call("list-options", Guest::func_list_options, ())
+                .map(drop)
+                .boxed(),
+            instance.call("clear", Guest::func_clear, (1,)).map(drop).boxed(),
+        ])
+    };
+    let client = || instance.call("current", Guest::func_current, ());
+    let refused = async {
+        match client().await {
+            Err(BackendError::Unavailable(why)) => {
+                assert!(why.contains("1 calls are under way and 0 wait"), "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    // No call of this plugin ever ends, so that one which does was refused.
+    tokio::select! {
+        biased;
+        _ = by_itself() => panic!("the host was refused before any client"),
+        ended = client() => panic!("the client was refused because of the host: {ended:?}"),
+        _ = by_itself() => panic!("the host was refused because of a client"),
         () = refused => {}
     }
 }

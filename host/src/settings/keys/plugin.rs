@@ -178,7 +178,7 @@ pub(in super::super) static PLUGIN_CALLS: Key = Key {
     flag: Some("databroker-plugin-calls"),
     value: "NUMBER",
     default: "1024",
-    help: "How many calls the plugin has at once; 1 to 65536",
+    help: "How many calls the plugin has at once; 1 to 65536. What this host does by itself, such as its writes one after the other, cleaning and looking whether the store answers, comes on top and keeps nobody waiting here",
     reason: "Each takes memory of the plugin's, and a plugin that waits for its store serves others meanwhile",
     remedy: "write a number such as 1024",
     ..PLUGIN
@@ -189,8 +189,8 @@ pub(in super::super) static PLUGIN_QUEUE: Key = Key {
     flag: Some("databroker-plugin-queue"),
     value: "NUMBER",
     default: "4096",
-    help: "How many calls more wait to be let in; further ones are refused with UNAVAILABLE; 0 to 1048576",
-    reason: "More waiting would only make every answer late",
+    help: "How many calls more wait to be let in; further ones are refused with UNAVAILABLE; 2 to 1048576",
+    reason: "More waiting would only make every answer late. Two places are the least, since what this host reads of a store that others write to waits here too: with none, a client would be refused because of it",
     remedy: "write a number such as 4096",
     ..PLUGIN
 };

@@ -515,7 +515,12 @@ fn each_mistake_says_what_to_do() {
             "15".into(),
             "15 is out of bounds: 16 to 1024",
         ),
-        (vec![], "DATABROKER_PLUGIN_QUEUE", "-1".into(), "\"-1\" is not a number"),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_QUEUE",
+            "1".into(),
+            "1 is out of bounds: 2 to 1048576",
+        ),
         (
             vec![],
             "DATABROKER_PLUGIN_QUEUE_TIME",
