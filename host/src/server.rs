@@ -19,20 +19,22 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::Either;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Either};
 use futures::stream::{Stream, StreamExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio_rustls::{TlsAcceptor, rustls};
-use tonic::transport::Server;
+use tonic::transport;
 
 use crate::broker::Broker;
 use crate::connections::{self, OpenConnections};
 use crate::grpc;
 use crate::grpc::auth::Guard;
 use crate::grpc::call::CallLayer;
-use crate::grpc::health::{Reporter, State};
+use crate::grpc::health::{HealthService, Reporter, State};
 use crate::grpc::open_calls::OpenCalls;
+use crate::grpc::opening::Opening;
 use crate::grpc::room::Room;
 use crate::telemetry::Instruments;
 
@@ -115,7 +117,7 @@ pub enum ServerError {
     BrokenOff,
 }
 
-/// Serves until the first of the signals, and then until all is done or the next of them; see the head of this file.
+/// Serves a store that is open already; see [`Server::run`].
 ///
 /// # Errors
 ///
@@ -126,84 +128,157 @@ pub async fn run(
     config: Config,
     signals: impl Stream<Item = ()>,
 ) -> Result<(), ServerError> {
-    let mut signals = pin!(signals);
-    let (reporter, health) = Reporter::new();
-    reporter.probe(&broker).await;
+    Server::new(listener, config).run(broker, signals).await
+}
 
-    let Instruments { metrics, health: board } = config.instruments;
-    metrics.observe_broker(&broker);
-    let open = OpenConnections::new(config.limits.connections);
-    let observed = open.clone();
-    metrics.observe_connections(move || observed.count());
-    let routes = grpc::routes(&broker, &config.guard, health)?;
-    let incoming = connections::incoming(listener, config.tls.map(TlsAcceptor::from), open);
-    let calls = config.calls;
-    let (stop, stopped) = oneshot::channel::<()>();
-    let serving = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .http2_max_header_list_size(HEADER_BYTES)
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
-        .http2_max_local_error_reset_streams(Some(RESETS_FOR_ERRORS))
-        .http2_keepalive_interval(Some(PING_INTERVAL))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .layer(CallLayer::new(calls.clone(), Room::new(config.limits.streams), metrics))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, async {
-            // The sender is dropped only with this function's future, which takes this one along.
-            let _ = stopped.await;
-        });
-    let mut serving = pin!(serving);
-    board.serving();
+/// A server on a listener. It answers while one of its functions is awaited.
+pub struct Server {
+    /// Answers calls.
+    serving: BoxFuture<'static, Result<(), tonic::transport::Error>>,
+    /// Has it take no more connections, and end once there are none.
+    stop: oneshot::Sender<()>,
+    services: Opening,
+    health: HealthService,
+    reporter: Reporter,
+    guard: Guard,
+    grace_period: watch::Receiver<Duration>,
+    calls: OpenCalls,
+    instruments: Instruments,
+}
 
-    let failure = tokio::select! {
-        ended = &mut serving => {
-            broker.shutdown().await?;
-            return Ok(ended?);
+impl Server {
+    /// A server whose store is not open yet.
+    pub fn new(listener: TcpListener, config: Config) -> Self {
+        let Config {
+            guard,
+            grace_period,
+            tls,
+            limits,
+            calls,
+            instruments,
+        } = config;
+        let (reporter, health) = Reporter::new();
+        let services = Opening::new(health.clone());
+        let open = OpenConnections::new(limits.connections);
+        let observed = open.clone();
+        let metrics = Arc::clone(&instruments.metrics);
+        metrics.observe_connections(move || observed.count());
+        let incoming = connections::incoming(listener, tls.map(TlsAcceptor::from), open);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = transport::Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .http2_max_header_list_size(HEADER_BYTES)
+            .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+            .http2_max_local_error_reset_streams(Some(RESETS_FOR_ERRORS))
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .layer(CallLayer::new(calls.clone(), Room::new(limits.streams), metrics))
+            .serve_with_incoming_shutdown(services.clone(), incoming, async {
+                // The sender is dropped only with the server, which takes this one along.
+                let _ = stopped.await;
+            });
+        Self {
+            serving: serving.boxed(),
+            stop,
+            services,
+            health,
+            reporter,
+            guard,
+            grace_period,
+            calls,
+            instruments,
         }
-        cause = reporter.follow(&broker) => Some(cause),
-        _ = signals.next() => None,
-    };
+    }
 
-    let grace_period = *config.grace_period.borrow();
-    tracing::info!(failure, ?grace_period, "shutting down");
-    board.draining();
-    reporter.set(State::NotServing);
-    let drained = async {
-        let closed = broker.shutdown().await;
-        calls.end();
-        // The other end is waited for below.
-        let _ = stop.send(());
-        calls.none().await;
-        closed
-    };
-    let done = async {
-        match futures::future::select(pin!(drained), &mut serving).await {
-            Either::Left((closed, serving)) => {
-                // Who has no call loses nothing where it does not close in time.
-                let _ = tokio::time::timeout(LINGER, serving).await;
-                closed
+    /// Answers that the store is not open yet, until this is done, which opens it.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::Transport`]; nothing more is answered then.
+    pub async fn until<T>(&mut self, opened: impl Future<Output = T>) -> Result<T, ServerError> {
+        match futures::future::select(pin!(opened), &mut self.serving).await {
+            Either::Left((opened, _)) => Ok(opened),
+            Either::Right((ended, opened)) => {
+                ended?;
+                Ok(opened.await)
             }
-            Either::Right((_, drained)) => drained.await,
         }
-    };
-    let next_signal = async {
-        if signals.next().await.is_none() {
-            std::future::pending().await
+    }
+
+    /// Serves until the first of the signals, and then until all is done or the next of them; see the head of this file.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`]; after a signal, if the shutdown was not an orderly one.
+    pub async fn run(self, broker: Arc<Broker>, signals: impl Stream<Item = ()>) -> Result<(), ServerError> {
+        let Self {
+            mut serving,
+            stop,
+            services,
+            health,
+            reporter,
+            guard,
+            grace_period,
+            calls,
+            instruments,
+        } = self;
+        let Instruments { metrics, health: board } = instruments;
+        let mut signals = pin!(signals);
+        metrics.observe_broker(&broker);
+        services.open(grpc::routes(&broker, &guard, health)?);
+        reporter.probe(&broker).await;
+        board.serving();
+
+        let failure = tokio::select! {
+            ended = &mut serving => {
+                broker.shutdown().await?;
+                return Ok(ended?);
+            }
+            cause = reporter.follow(&broker) => Some(cause),
+            _ = signals.next() => None,
+        };
+
+        let grace_period = *grace_period.borrow();
+        tracing::info!(failure, ?grace_period, "shutting down");
+        board.draining();
+        reporter.set(State::NotServing);
+        let drained = async {
+            let closed = broker.shutdown().await;
+            calls.end();
+            // The other end is waited for below.
+            let _ = stop.send(());
+            calls.none().await;
+            closed
+        };
+        let done = async {
+            match futures::future::select(pin!(drained), &mut serving).await {
+                Either::Left((closed, serving)) => {
+                    // Who has no call loses nothing where it does not close in time.
+                    let _ = tokio::time::timeout(LINGER, serving).await;
+                    closed
+                }
+                Either::Right((_, drained)) => drained.await,
+            }
+        };
+        let next_signal = async {
+            if signals.next().await.is_none() {
+                std::future::pending().await
+            }
+        };
+        let done = tokio::select! {
+            done = tokio::time::timeout(grace_period, done) => done,
+            () = next_signal => return Err(ServerError::BrokenOff),
+        };
+        match (failure, done) {
+            (Some(cause), _) => Err(ServerError::Stopped(cause)),
+            (None, Ok(closed)) => {
+                closed?;
+                tracing::info!("all calls are done");
+                Ok(())
+            }
+            (None, Err(_)) => Err(ServerError::Grace(grace_period)),
         }
-    };
-    let done = tokio::select! {
-        done = tokio::time::timeout(grace_period, done) => done,
-        () = next_signal => return Err(ServerError::BrokenOff),
-    };
-    match (failure, done) {
-        (Some(cause), _) => Err(ServerError::Stopped(cause)),
-        (None, Ok(closed)) => {
-            closed?;
-            tracing::info!("all calls are done");
-            Ok(())
-        }
-        (None, Err(_)) => Err(ServerError::Grace(grace_period)),
     }
 }

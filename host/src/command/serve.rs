@@ -1,7 +1,7 @@
 //! `serve`: builds the parts from the backend up, serves, and drains at SIGTERM or SIGINT. SIGHUP reads the settings
 //! again.
 //!
-//! Probes are answered before the store is opened, which may take its time, and calls after.
+//! Opening the store may take its time. Until then probes say that nothing is ready, and calls are told UNAVAILABLE.
 
 use std::convert::Infallible;
 use std::io::Write as _;
@@ -26,7 +26,7 @@ use crate::data::Descriptors;
 use crate::grpc::auth::Guard;
 use crate::listener::listen;
 use crate::open_files;
-use crate::server;
+use crate::server::{self, Server};
 use crate::settings::{self, Address, Changes, Mistakes, Notice, Settings, SharedSecret};
 use crate::telemetry::{self, Instruments, Telemetry};
 use crate::tls::{self, Certificates, Changed};
@@ -81,30 +81,9 @@ async fn run(
         settings.record_descriptors.as_deref(),
         "DATABROKER_RECORD_DESCRIPTORS",
     )?);
-    // A store may take its time, and a signal is heard meanwhile.
-    let broker = tokio::select! {
-        broker = open(&settings, &instruments, descriptors) => broker?,
-        _ = signals.next() => {
-            tracing::info!("told to stop before the store was open");
-            return Ok(());
-        }
-    };
-
     let address = listener
         .local_addr()
         .context("cannot tell the address that is listened on")?;
-    let tls = certificates.is_some();
-    tracing::info!(%address, tls, version = env!("CARGO_PKG_VERSION"), "listening");
-    if settings.secrets.generated {
-        let program = std::env::current_exe().context("cannot tell where this program is")?;
-        let secret = &settings.secrets.current;
-        let call = first_call(&program, secret, address.port(), &address.ip().to_string(), tls);
-        // Where nobody reads it, it serves all the same.
-        let _ = writeln!(
-            std::io::stdout(),
-            "SHARED_SECRET is not set: serving this machine only, with a secret made for this run. A first call:\n\n  {call}\n"
-        );
-    }
     let guard = Guard::new(&settings.secrets, Arc::clone(&instruments.metrics));
     let grace_period = watch::Sender::new(settings.grace_period);
     let config = server::Config {
@@ -118,8 +97,30 @@ async fn run(
             streams: settings.max_streams,
         },
         calls: Default::default(),
-        instruments,
+        instruments: instruments.clone(),
     };
+    let mut server = Server::new(listener, config);
+    // A store may take its time, and a signal is heard meanwhile.
+    let broker = tokio::select! {
+        broker = server.until(open(&settings, &instruments, descriptors)) => broker.map_err(anyhow::Error::from)??,
+        _ = signals.next() => {
+            tracing::info!("told to stop before the store was open");
+            return Ok(());
+        }
+    };
+
+    let tls = certificates.is_some();
+    tracing::info!(%address, tls, version = env!("CARGO_PKG_VERSION"), "listening");
+    if settings.secrets.generated {
+        let program = std::env::current_exe().context("cannot tell where this program is")?;
+        let secret = &settings.secrets.current;
+        let call = first_call(&program, secret, address.port(), &address.ip().to_string(), tls);
+        // Where nobody reads it, it serves all the same.
+        let _ = writeln!(
+            std::io::stdout(),
+            "SHARED_SECRET is not set: serving this machine only, with a secret made for this run. A first call:\n\n  {call}\n"
+        );
+    }
     let reload = Reload {
         settings,
         guard,
@@ -130,7 +131,7 @@ async fn run(
     };
     // A task of its own: reading settings and certificates again may block, on a file system that hangs, for as long as
     // it takes.
-    let serving = tokio::spawn(server::run(listener, broker, config, signals));
+    let serving = tokio::spawn(server.run(broker, signals));
     let outcome = tokio::select! {
         outcome = serving => outcome,
         never = reload.at_each(hangup, read_again) => match never {},

@@ -69,9 +69,9 @@ impl Reporter {
             .send_if_modified(|current| std::mem::replace(current, state) != state)
     }
 
-    /// Asks the backend once, before anything is served, and reports the outcome.
+    /// Asks the backend once, before anybody is sent here, and reports the outcome.
     pub async fn probe(&self, broker: &Broker) {
-        // Without an answer in time nothing is served yet, which is what is reported already.
+        // Without an answer in time it stays as it is reported already: not serving.
         let _ = tokio::time::timeout(TIME_LIMIT, self.ask(broker)).await;
     }
 

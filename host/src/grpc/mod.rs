@@ -17,6 +17,7 @@ pub(crate) mod databroker;
 pub mod fuzz;
 pub(crate) mod health;
 pub mod open_calls;
+pub(crate) mod opening;
 pub(crate) mod registry;
 mod request;
 pub(crate) mod room;

@@ -17,6 +17,7 @@ mod hostile;
 mod https;
 mod meta;
 mod metrics;
+mod opening;
 mod operate;
 mod postgres;
 mod program;
