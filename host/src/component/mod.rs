@@ -43,7 +43,7 @@ use std::sync::Arc;
 
 pub use cache::cache_directory;
 pub use database::{check_database, names_database};
-pub use grants::{Destination, Directory, GrantError, Grants, Host, Kind, Origin, REFUSED, Refused};
+pub use grants::{Destination, Directory, GrantError, Grants, Host, Kind, Origin, REFUSED, Refused, Resolver};
 pub use inspect::{Inspection, Unfit};
 pub use instance::Limits;
 pub use offer::{Need, Offer, needs, offer};
@@ -174,6 +174,20 @@ pub fn built_ins() -> Vec<&'static str> {
 ///
 /// [`OpenError`], which tells a wrong file from wrong settings and from a store that cannot be reached.
 pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<dyn Backend>, StoreInfo), OpenError> {
+    open_resolving(config, descriptors, Arc::new(grants::system)).await
+}
+
+/// Like [`open`], where the names that the plugin is granted are asked of the last one and not of the system. No setting leads here: it
+/// is for tests of what becomes of a plugin where the answers for a name change.
+///
+/// # Errors
+///
+/// Those of [`open`].
+pub async fn open_resolving(
+    config: Config,
+    descriptors: Arc<Descriptors>,
+    resolver: Arc<Resolver>,
+) -> Result<(Arc<dyn Backend>, StoreInfo), OpenError> {
     let Config {
         plugin: source,
         mut connection_string,
@@ -188,7 +202,10 @@ pub async fn open(config: Config, descriptors: Arc<Descriptors>) -> Result<(Arc<
         Source::BuiltIn(_) => None,
         Source::File(_) => Some(sql::MAX_BYTES),
     };
-    let load = move || Plugin::load(&source, cache_dir.as_deref()).map(|plugin| plugin.granted(grants));
+    let load = move || {
+        let plugin = Plugin::load(&source, cache_dir.as_deref())?;
+        Ok::<_, PluginError>(plugin.granted(grants).resolved_by(resolver))
+    };
     let mut plugin = tokio::task::spawn_blocking(load)
         .await
         .map_err(|error| OpenError::BrokenOff(error.to_string()))??;

@@ -15,7 +15,7 @@ use super::bindings::WorldPre;
 use super::cache::{Cache, Code};
 use super::database::Database;
 use super::engine::{self, EPOCH};
-use super::grants::{Granted, Grants};
+use super::grants::{Granted, Grants, Resolver};
 use super::inspect::{self, Inspection, Unfit};
 use super::precompiled::BuiltIn;
 use super::sql;
@@ -162,6 +162,13 @@ impl Plugin {
             granted: Granted::new(&self.inspection.name, grants),
             ..self
         }
+    }
+
+    /// The same plugin, whose granted names are asked of somebody else than the system.
+    #[must_use]
+    pub(super) fn resolved_by(mut self, resolver: Arc<Resolver>) -> Self {
+        self.granted.resolver = resolver;
+        self
     }
 
     /// What the plugin is.

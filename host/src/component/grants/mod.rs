@@ -27,12 +27,13 @@ pub use address::Kind;
 pub use destination::{Destination, Host, Origin};
 pub use directory::Directory;
 pub use named::Secret;
+pub use network::Resolver;
 pub use refusals::{REFUSED, Refused};
 
 pub(super) use directory::open_all;
 pub(super) use http::{Http, link as link_http};
 pub(super) use named::Named;
-pub(super) use network::Network;
+pub(super) use network::{Network, system};
 pub(super) use refusals::Refusals;
 
 use super::state::State;
@@ -99,6 +100,8 @@ impl GrantError {
 pub(super) struct Granted {
     pub(super) grants: Arc<Grants>,
     pub(super) refusals: Arc<Refusals>,
+    /// Whom granted names are asked of.
+    pub(super) resolver: Arc<Resolver>,
 }
 
 impl Granted {
@@ -106,6 +109,7 @@ impl Granted {
         Self {
             grants: Arc::new(grants),
             refusals: Arc::new(Refusals::new(plugin)),
+            resolver: Arc::new(system),
         }
     }
 }

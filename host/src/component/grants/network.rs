@@ -34,13 +34,12 @@ const MAX_ANSWER: usize = 64;
 /// How many names are looked up at once: a thread of the process waits for each.
 const LOOK_UPS: usize = 4;
 
-/// Turns a name into addresses.
-type Resolver = dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync;
+/// Says which addresses a name leads to now. The name is one of DNS, in lower case.
+pub type Resolver = dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync;
 
 /// Where an instance may connect to.
 pub(in crate::component) struct Network {
     granted: Granted,
-    resolver: Box<Resolver>,
     look_ups: Arc<Semaphore>,
     /// What names have led to, each with the time of the look-up.
     known: Mutex<BTreeMap<(IpAddr, u16), Instant>>,
@@ -59,16 +58,8 @@ pub(super) enum NoAddress {
 
 impl Network {
     pub(in crate::component) fn new(granted: Granted) -> Self {
-        Self::with_resolver(granted, |name| Box::pin(system(name)))
-    }
-
-    pub(super) fn with_resolver(
-        granted: Granted,
-        resolver: impl Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync + 'static,
-    ) -> Self {
         Self {
             granted,
-            resolver: Box::new(resolver),
             look_ups: Arc::new(Semaphore::new(LOOK_UPS)),
             known: Mutex::default(),
         }
@@ -163,7 +154,7 @@ impl Network {
         let Ok(permit) = Arc::clone(&self.look_ups).acquire_owned().await else {
             return Err(NoAddress::Unresolvable);
         };
-        let answer = (self.resolver)(name.to_owned());
+        let answer = (self.granted.resolver)(name.to_owned());
         // A task of its own, since the thread that waits for the answer goes on where nobody wants it any more.
         let answer = tokio::spawn(async move {
             let _permit = permit;
@@ -227,9 +218,12 @@ fn remedy(address: IpAddr, port: u16) -> String {
     }
 }
 
-async fn system(name: String) -> io::Result<Vec<IpAddr>> {
-    let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-    Ok(found.map(|address| address.ip()).collect())
+/// Asks the system.
+pub(in crate::component) fn system(name: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+    Box::pin(async move {
+        let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+        Ok(found.map(|address| address.ip()).collect())
+    })
 }
 
 #[cfg(test)]
@@ -263,7 +257,11 @@ mod tests {
             };
             Box::pin(future::ready(answer))
         };
-        (Network::with_resolver(Granted::new("test", grants), resolver), asked)
+        let granted = Granted {
+            resolver: Arc::new(resolver),
+            ..Granted::new("test", grants)
+        };
+        (Network::new(granted), asked)
     }
 
     fn connects(network: &Network, address: &str) -> bool {

@@ -104,6 +104,7 @@ pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
         Misbehaviour::EnormousRow => return statements::run("SELECT repeat('x', 300000000)").await,
         Misbehaviour::PathsOutside => return reach::paths(),
         Misbehaviour::AddressesOutside => return reach::addresses(),
+        Misbehaviour::NamesThatChange => return reach::changing_names(),
         Misbehaviour::OriginsOutside => return reach::origins(),
         Misbehaviour::NamesOutside => return reach::names(),
         _ => {}

@@ -130,6 +130,8 @@ misbehaviours! {
     PathsOutside = "paths-outside",
     /// Connects to addresses and looks up names that it was not granted.
     AddressesOutside = "addresses-outside",
+    /// Goes by a granted name whose answers change from one look-up to the next.
+    NamesThatChange = "names-that-change",
     /// Sends HTTP requests to origins that it was not granted.
     OriginsOutside = "origins-outside",
     /// Asks for settings and secrets that it was not granted.

@@ -2,14 +2,18 @@
 //! on as if nothing had been.
 //!
 //! The operator grants the directory `/data` to read, the setting `port`, the secret `granted`, and connections and HTTP
-//! requests to the name in the setting `name`, which leads to an address that a name must not lead to.
+//! requests to the name in the setting `name`, which leads to an address that a name must not lead to, and to that in the setting
+//! `changing`, which leads to a granted address at one time and elsewhere at another.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
 
 use wasip2::http::outgoing_handler;
-use wasip2::http::types::{Fields, Method, OutgoingRequest, Scheme};
+use wasip2::http::types::{ErrorCode as HttpError, Fields, Method, OutgoingRequest, Scheme};
+use wasip2::sockets::instance_network::instance_network;
+use wasip2::sockets::ip_name_lookup::resolve_addresses;
+use wasip2::sockets::network::{ErrorCode, IpAddress};
 
 use crate::bindings::databroker::storage::config;
 use crate::bindings::databroker::storage::types::Error;
@@ -133,6 +137,76 @@ pub fn addresses() -> Result<(), Error> {
     told(reached)
 }
 
+/// Goes by a granted name that leads to the granted address at the first look-up, into the inside at the second, to credentials at
+/// the third, to all of them at the fourth, and so on from the beginning.
+pub fn changing_names() -> Result<(), Error> {
+    let place = config::get_setting("changing").unwrap_or_default();
+    let Some((name, port)) = place.rsplit_once(':') else {
+        return told(vec!["nothing: the setting `changing` is not there".to_owned()]);
+    };
+    let port = port.parse().unwrap_or_default();
+    let granted = IpAddr::from([127, 0, 0, 2]);
+    let elsewhere = ["127.0.0.1", "169.254.169.254", "::ffff:127.0.0.1"];
+    let mut reached = Vec::new();
+    for look_up in 1..=4 {
+        let expected = match look_up {
+            2 | 3 => Err(ErrorCode::AccessDenied),
+            _ => Ok(vec![granted]),
+        };
+        let found = addresses_of(name);
+        if found != expected {
+            reached.push(format!("look-up {look_up}: {found:?} instead of {expected:?}"));
+        }
+        // Whatever the name leads to now, what is granted is there, and what is not stays away.
+        if !is_greeted(SocketAddr::new(granted, port)) {
+            reached.push(format!("look-up {look_up}: not even what is granted"));
+        }
+        let connects = |address: &&str| {
+            let address = address.parse().map(|address| SocketAddr::new(address, port));
+            address.is_ok_and(|address| TcpStream::connect(address).is_ok())
+        };
+        let others = elsewhere.iter().copied().filter(connects);
+        reached.extend(others.map(|address| format!("look-up {look_up}: {address}")));
+    }
+    for look_up in 1..=4 {
+        let answer = ask(&Scheme::Http, &Method::Get, &place);
+        let is_expected = match look_up {
+            2 | 3 => matches!(answer, Err(Some(HttpError::DestinationIpProhibited))),
+            _ => answer.is_ok(),
+        };
+        if !is_expected {
+            reached.push(format!("request {look_up}: {answer:?}"));
+        }
+    }
+    told(reached)
+}
+
+/// The addresses that a name leads to now.
+fn addresses_of(name: &str) -> Result<Vec<IpAddr>, ErrorCode> {
+    let found = resolve_addresses(&instance_network(), name)?;
+    let mut addresses = Vec::new();
+    loop {
+        match found.resolve_next_address() {
+            Ok(Some(IpAddress::Ipv4((a, b, c, d)))) => addresses.push(IpAddr::from([a, b, c, d])),
+            Ok(Some(IpAddress::Ipv6((a, b, c, d, e, f, g, h)))) => {
+                addresses.push(IpAddr::from([a, b, c, d, e, f, g, h]));
+            }
+            Ok(None) => return Ok(addresses),
+            Err(ErrorCode::WouldBlock) => found.subscribe().block(),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether somebody is there who answers what is said.
+fn is_greeted(address: SocketAddr) -> bool {
+    let answer = TcpStream::connect(address).and_then(|mut stream| {
+        stream.write_all(b"hello")?;
+        stream.read(&mut [0; 16])
+    });
+    answer.is_ok_and(|bytes| bytes > 0)
+}
+
 /// Sends HTTP requests beyond what is granted.
 pub fn origins() -> Result<(), Error> {
     let Some(port) = config::get_setting("port") else {
@@ -161,7 +235,7 @@ pub fn origins() -> Result<(), Error> {
     for authority in authorities {
         for (scheme, scheme_name) in [(Scheme::Http, "http"), (Scheme::Https, "https")] {
             for method in [Method::Get, Method::Connect] {
-                if answers(&scheme, &method, &authority) {
+                if ask(&scheme, &method, &authority).is_ok() {
                     reached.push(format!("{method:?} {scheme_name}://{authority}"));
                 }
             }
@@ -170,21 +244,22 @@ pub fn origins() -> Result<(), Error> {
     told(reached)
 }
 
-/// Whether a request is answered, with whatever.
-fn answers(scheme: &Scheme, method: &Method, authority: &str) -> bool {
+/// Sends a request; says why it is not answered, with whatever, where it could be sent.
+fn ask(scheme: &Scheme, method: &Method, authority: &str) -> Result<(), Option<HttpError>> {
     let request = OutgoingRequest::new(Fields::new());
     let is_taken = request.set_method(method).is_ok()
         && request.set_scheme(Some(scheme)).is_ok()
         && request.set_authority(Some(authority)).is_ok()
         && request.set_path_with_query(Some("/")).is_ok();
     if !is_taken {
-        return false;
+        return Err(None);
     }
-    let Ok(answer) = outgoing_handler::handle(request, None) else {
-        return false;
-    };
+    let answer = outgoing_handler::handle(request, None).map_err(Some)?;
     answer.subscribe().block();
-    matches!(answer.get(), Some(Ok(Ok(_))))
+    match answer.get() {
+        Some(Ok(answer)) => answer.map(drop).map_err(Some),
+        _ => Err(None),
+    }
 }
 
 /// Asks for settings and secrets of others, and of the host.

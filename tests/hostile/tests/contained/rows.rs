@@ -209,6 +209,15 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
             &["refused what it is not granted", r#"kind="address""#],
             r#"plugin_refusals_total{kind="address"}"#,
         ),
+        M::NamesThatChange => refused(
+            &[
+                "refused what it is not granted",
+                r#"kind="address""#,
+                "changes.example leads to 169.254.169.254 (cloud metadata)",
+                "DATABROKER_PLUGIN_ADDRESSES=169.254.169.254:",
+            ],
+            r#"plugin_refusals_total{kind="address"}"#,
+        ),
         M::OriginsOutside => refused(
             &["refused what it is not granted", r#"kind="origin""#],
             r#"plugin_refusals_total{kind="origin"}"#,

@@ -2,21 +2,26 @@
 //! sees of it: the log and the metrics.
 
 use std::fs;
-use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::future::ready;
+use std::io::{self, Read as _, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use databroker_host::backend::{Backend, StoreInfo};
 use databroker_host::broker::{self, Broker};
-use databroker_host::component::{self, Destination, Directory, Grants, Limits, OpenError, Origin, Restarts, Source};
+use databroker_host::component::{
+    self, Destination, Directory, Grants, Limits, OpenError, Origin, Resolver, Restarts, Source,
+};
 use databroker_host::data::Descriptors;
 use databroker_host::grpc::auth::{Guard, METADATA_KEY, token};
 use databroker_host::server::{self, ServerError};
 use databroker_host::settings::SharedSecret;
 use databroker_host::telemetry::Instruments;
 use databroker_proto::databroker::data_broker_service_client::DataBrokerServiceClient;
+use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -50,6 +55,8 @@ pub struct Site {
     folder: TempDir,
     /// Somebody who listens on all addresses of this machine.
     listener: std::net::TcpListener,
+    /// Where a name leads that changes.
+    changing: Changing,
 }
 
 impl Site {
@@ -73,7 +80,11 @@ impl Site {
         let listener =
             std::net::TcpListener::bind(("::", 0)).or_else(|_| std::net::TcpListener::bind(("0.0.0.0", 0)))?;
         listener.set_nonblocking(true)?;
-        Ok(Self { folder, listener })
+        Ok(Self {
+            folder,
+            listener,
+            changing: Changing::new()?,
+        })
     }
 
     /// Where compiled code is kept.
@@ -101,6 +112,7 @@ impl Site {
     /// True where nobody has connected.
     pub fn is_untouched(&self) -> bool {
         self.listener.accept().is_err()
+            && self.changing.elsewhere.accept().is_err()
             && fs::read(self.folder.path().join("data/file")).is_ok_and(|content| content == b"content")
     }
 
@@ -109,13 +121,20 @@ impl Site {
         // It leads to this machine itself, which only `localhost` may do.
         let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let name = name.trim().to_owned();
-        let addresses = Destination::parse(&format!("{name}:{port}")).into_iter().collect();
-        let origins = ["http", "https"].map(|scheme| Origin::parse(&format!("{scheme}://{name}:{port}")));
+        let changing = self.changing.destination();
+        let granted = format!("{}:{}", Changing::GRANTED, self.changing.port);
+        let addresses = [format!("{name}:{port}"), changing.clone(), granted];
+        let origins = [
+            format!("http://{name}:{port}"),
+            format!("https://{name}:{port}"),
+            format!("http://{changing}"),
+        ];
         Grants {
             settings: [
                 ("misbehaviour", misbehaviour),
                 ("port", &port.to_string()),
                 ("name", &name),
+                ("changing", &changing),
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
@@ -125,10 +144,79 @@ impl Site {
                 outside: self.folder.path().join("data"),
                 writable: false,
             }],
-            addresses,
-            http_origins: origins.into_iter().flatten().collect(),
+            addresses: addresses.iter().flat_map(|text| Destination::parse(text)).collect(),
+            http_origins: origins.iter().flat_map(|text| Origin::parse(text)).collect(),
             ..Grants::default()
         }
+    }
+}
+
+/// A name that leads to a granted address at its first look-up, elsewhere at the next ones, and so on from the beginning.
+struct Changing {
+    /// Of all of its addresses.
+    port: u16,
+    /// Somebody who must not be reached.
+    elsewhere: std::net::TcpListener,
+    look_ups: Arc<AtomicUsize>,
+}
+
+impl Changing {
+    const NAME: &str = "changes.example";
+
+    /// The address that it may lead to, at which somebody answers.
+    const GRANTED: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+    /// What it leads to, one look-up after the other.
+    const ANSWERS: [&[Ipv4Addr]; 4] = [
+        &[Self::GRANTED],
+        &[Ipv4Addr::LOCALHOST],
+        &[Self::CREDENTIALS],
+        &[Self::CREDENTIALS, Ipv4Addr::LOCALHOST, Self::GRANTED],
+    ];
+
+    const CREDENTIALS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+    fn new() -> io::Result<Self> {
+        let elsewhere = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        elsewhere.set_nonblocking(true)?;
+        let port = elsewhere.local_addr()?.port();
+        let granted = std::net::TcpListener::bind((Self::GRANTED, port))?;
+        std::thread::spawn(move || {
+            for stream in granted.incoming() {
+                // Who goes away without a word, or without the answer, has had what was to be had.
+                let _ = stream.and_then(|mut stream| {
+                    let asked = stream.read(&mut [0; 1024])?;
+                    if asked == 0 {
+                        return Ok(());
+                    }
+                    stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+                });
+            }
+        });
+        Ok(Self {
+            port,
+            elsewhere,
+            look_ups: Arc::default(),
+        })
+    }
+
+    fn destination(&self) -> String {
+        format!("{}:{}", Self::NAME, self.port)
+    }
+
+    /// Who answers for this name, and asks the system for all others.
+    fn resolver(&self) -> Arc<Resolver> {
+        let look_ups = Arc::clone(&self.look_ups);
+        Arc::new(move |name: String| -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+            if name == Self::NAME {
+                let answer = Self::ANSWERS[look_ups.fetch_add(1, Ordering::Relaxed) % Self::ANSWERS.len()];
+                return Box::pin(ready(Ok(answer.iter().copied().map(IpAddr::from).collect())));
+            }
+            Box::pin(async move {
+                let found = tokio::net::lookup_host((name, 0)).await?;
+                Ok(found.map(|address| address.ip()).collect())
+            })
+        })
     }
 }
 
@@ -155,7 +243,7 @@ pub async fn open(
         },
         ..component::Config::new(Source::File(plugin.to_owned()))
     };
-    component::open(config, descriptors()).await
+    component::open_resolving(config, descriptors(), site.changing.resolver()).await
 }
 
 fn descriptors() -> Arc<Descriptors> {
