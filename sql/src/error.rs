@@ -9,6 +9,9 @@ use sqlx::postgres::PgDatabaseError;
 
 use super::guard;
 
+/// Most bytes of what a server says: a statement that raises an error may give it a text of any length, and logs have it.
+const LONGEST: usize = 4 << 10;
+
 /// What kind of failure it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -129,7 +132,11 @@ impl From<sqlx::Error> for Error {
                 Some(error) => Self {
                     kind: of_code(error.code()),
                     code: Some(error.code().to_owned()),
-                    message: format!("Postgres says: {} (SQLSTATE {})", error.message(), error.code()),
+                    message: format!(
+                        "Postgres says: {} (SQLSTATE {})",
+                        beginning(error.message()),
+                        error.code()
+                    ),
                 },
                 None => Self::new(ErrorKind::Statement, error.to_string()),
             },
@@ -155,6 +162,11 @@ impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
         Self::new(ErrorKind::Unreachable, error.to_string())
     }
+}
+
+/// As much of a text as is passed on.
+fn beginning(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(LONGEST)).unwrap_or_default()
 }
 
 /// What kind of failure the server's code stands for.

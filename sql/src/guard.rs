@@ -123,7 +123,8 @@ mod tests {
         };
         // A message whose length says less than its own four bytes is for the client to judge.
         let odd = [b'R', 0, 0, 0, 0];
-        let cases: [(&[&[u8]], usize, Option<TooLarge>); 6] = [
+        type Case<'c> = (&'c [&'c [u8]], usize, Option<TooLarge>);
+        let cases: [Case<'_>; 6] = [
             (&[], 0, None),
             (&[&small], small.len(), None),
             (&[&small, &large], small.len(), Some(too_large)),

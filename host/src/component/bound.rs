@@ -5,34 +5,51 @@
 
 use super::instance::Limits;
 
-/// What the engine says, the setting, and how much it allows.
-const BOUNDS: [(&str, &str, fn(&Limits) -> usize); 6] = [
-    ("instance count too high", "DATABROKER_PLUGIN_INSTANCES", |limits| {
-        limits.instances
-    }),
-    ("memory count too high", "DATABROKER_PLUGIN_MEMORIES", |limits| {
-        limits.memories
-    }),
-    ("table count too high", "DATABROKER_PLUGIN_TABLES", |limits| {
-        limits.tables
-    }),
-    (
-        "resource table has no free keys",
-        "DATABROKER_PLUGIN_HANDLES",
-        |limits| limits.handles,
-    ),
-    ("store handle limit exceeded", "DATABROKER_PLUGIN_HANDLES", |limits| {
-        limits.handles
-    }),
-    (
-        "fuel allocated for hostcalls has been exhausted",
-        "DATABROKER_PLUGIN_ANSWER_SIZE",
-        |limits| limits.answer_bytes,
-    ),
+/// A bound that the engine keeps.
+struct Bound {
+    /// What the engine says where it is met.
+    words: &'static str,
+    /// The setting that allows more.
+    setting: &'static str,
+    /// How much it allows now.
+    most: fn(&Limits) -> usize,
+}
+
+const BOUNDS: [Bound; 6] = [
+    Bound {
+        words: "instance count too high",
+        setting: "DATABROKER_PLUGIN_INSTANCES",
+        most: |limits| limits.instances,
+    },
+    Bound {
+        words: "memory count too high",
+        setting: "DATABROKER_PLUGIN_MEMORIES",
+        most: |limits| limits.memories,
+    },
+    Bound {
+        words: "table count too high",
+        setting: "DATABROKER_PLUGIN_TABLES",
+        most: |limits| limits.tables,
+    },
+    Bound {
+        words: "resource table has no free keys",
+        setting: "DATABROKER_PLUGIN_HANDLES",
+        most: |limits| limits.handles,
+    },
+    Bound {
+        words: "store handle limit exceeded",
+        setting: "DATABROKER_PLUGIN_HANDLES",
+        most: |limits| limits.handles,
+    },
+    Bound {
+        words: "fuel allocated for hostcalls has been exhausted",
+        setting: "DATABROKER_PLUGIN_ANSWER_SIZE",
+        most: |limits| limits.answer_bytes,
+    },
 ];
 
 /// The bound that an error of the engine is about, in words that follow the error's own.
 pub(super) fn met(error: &str, limits: &Limits) -> Option<String> {
-    let (_, setting, most) = BOUNDS.iter().find(|(words, ..)| error.contains(words))?;
-    Some(format!("at most {} ({setting})", most(limits)))
+    let bound = BOUNDS.iter().find(|bound| error.contains(bound.words))?;
+    Some(format!("at most {} ({})", (bound.most)(limits), bound.setting))
 }

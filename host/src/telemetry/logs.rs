@@ -38,6 +38,10 @@ const COMPLAINTS: Duration = Duration::from_secs(10);
 /// The target of this program's own lines.
 const OWN: &str = "databroker_host";
 
+/// The target of what a database says beside its answers. A plugin's statement can have it say anything at any length, parts of
+/// records too.
+const NOTICES: &str = "sqlx::postgres::notice";
+
 /// The log. The last lines are written when it is dropped.
 pub struct Log {
     /// Changes what is logged.
@@ -159,6 +163,7 @@ fn targets(level: LevelFilter) -> Targets {
     Targets::new()
         .with_target(OWN, level)
         .with_target(traces::TARGET, LevelFilter::OFF)
+        .with_target(NOTICES, LevelFilter::OFF)
         .with_default(libraries)
 }
 
@@ -249,12 +254,13 @@ mod tests {
             tracing::info!("in short");
             tracing::info!(target: "some_library", "chatter");
             tracing::warn!(target: "some_library", "trouble");
+            tracing::warn!(target: NOTICES, "what a statement has raised");
             tracing::info_span!(target: traces::TARGET, "call").in_scope(|| tracing::error!("within a span"));
         });
-        let counts = ["in detail", "in short", "chatter", "trouble", "within a span"]
+        let counts = ["in detail", "in short", "chatter", "trouble", "within a span", "raised"]
             .map(|part| text.lines().filter(|line| line.contains(part)).count());
         // The library complains twice from one place.
-        assert_eq!(counts, [1, 2, 0, 1, 2], "{text}");
+        assert_eq!(counts, [1, 2, 0, 1, 2, 0], "{text}");
         assert!(!text.contains("call"), "spans are for traces: {text}");
     }
 

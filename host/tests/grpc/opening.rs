@@ -106,8 +106,9 @@ async fn who_was_connected_before_is_served_once_the_store_is_open() {
         .unwrap()
         .connect_lazy();
     is_told(&asked(&channel, &secret).await);
-    let reflected = ServerReflectionClient::new(channel.clone()).server_reflection_info(futures::stream::pending());
-    is_told(&reflected.await.unwrap_err());
+    let mut reflection = ServerReflectionClient::new(channel.clone());
+    let reflected = reflection.server_reflection_info(futures::stream::pending()).await;
+    is_told(&reflected.unwrap_err());
     let mut watch = HealthClient::new(channel.clone());
     let mut watch = watch.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(

@@ -5,7 +5,7 @@
 //! next page's, which begins after the last record of the window. That one is handed over in any case, since a page behind which
 //! there is more holds one at least.
 
-/// How many records a page looks at: some 50 ms of the database.
+/// How many records a page looks at: some 60 ms of the database.
 const RECORDS: u32 = 16_384;
 
 /// True of the last record of a window behind which there may be more.

@@ -283,6 +283,11 @@ async fn failures_are_told_apart() {
     run(&pool, "CREATE TABLE t (id bigint PRIMARY KEY)", &[]).await.unwrap();
     run(&pool, "INSERT INTO t VALUES (1), (2)", &[]).await.unwrap();
     assert_eq!(kind(run(&pool, "nonsense", &[]).await), ErrorKind::Statement);
+    // A text that the statement itself has made, of a kind that the host logs.
+    let raise = "DO $$ BEGIN RAISE EXCEPTION '%', repeat('ü', 1000000) USING ERRCODE = '57014'; END $$";
+    let error = run(&pool, raise, &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.to_string().len() < 5000, "{} bytes", error.to_string().len());
     run(&pool, "CREATE TABLE named (name text PRIMARY KEY)", &[])
         .await
         .unwrap();
