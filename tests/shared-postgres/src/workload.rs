@@ -279,7 +279,7 @@ impl Shared {
         let began = self.begun.elapsed();
         let answer = match calling.await {
             Ok(answer) => answer,
-            Err(status) => refusal(&status),
+            Err(status) => failure(&asked, &status),
         };
         let call = Call {
             host,
@@ -302,15 +302,21 @@ impl Shared {
     }
 }
 
-/// What an error says of what was asked.
-fn refusal(status: &Status) -> Answer {
+/// What an error says of what was asked. That of a lease never says that another holds it, which is no error: a store whose
+/// disk is full keeps a holder from renewing what is still its own.
+fn failure(asked: &Asked, status: &Status) -> Answer {
+    let is_lease = matches!(asked, Asked::Hold { .. } | Asked::Release { .. });
     match status.code() {
         Code::NotFound
         | Code::AlreadyExists
         | Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::ResourceExhausted
-        | Code::Unauthenticated => Answer::Refused,
+        | Code::Unauthenticated
+            if !is_lease =>
+        {
+            Answer::Refused
+        }
         code => Answer::Unknown(format!("{code:?}: {}", status.message())),
     }
 }
@@ -575,5 +581,24 @@ async fn follow(
             *position = (*position).max(record.version);
             reader.changes.push((shared.begun.elapsed(), change(record)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_takes_nobodys_lease_away() {
+        let full = Status::resource_exhausted("the disk is full");
+        let delete = Asked::Delete { id: "a".to_owned() };
+        let renewal = Asked::Hold {
+            name: "a".to_owned(),
+            holder: "b".to_owned(),
+            time: Duration::from_secs(1),
+            renews: true,
+        };
+        assert_eq!(failure(&delete, &full), Answer::Refused);
+        assert!(matches!(failure(&renewal, &full), Answer::Unknown(_)));
     }
 }
