@@ -52,11 +52,37 @@ pub(crate) struct Place {
     pub(crate) pruned: u64,
 }
 
-/// The transactions that may hold versions which nobody sees yet. Locks are listed of all databases of the server, and tables
+/// The transactions that may hold versions which nobody sees yet: those that have locked the table, as a list; the first of all
+/// that has not ended; and on a standby the next that will begin. Locks are listed of all databases of the server, and tables
 /// have the same number in those that were made from one template.
-const WRITING: &str = "SELECT DISTINCT virtualtransaction FROM pg_catalog.pg_locks \
-    WHERE locktype = 'relation' AND relation = 'pomerium.record_changes'::regclass::oid AND mode = 'RowExclusiveLock' AND granted \
-    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
+const WRITING: &str = "SELECT array(SELECT DISTINCT virtualtransaction FROM pg_catalog.pg_locks \
+      WHERE locktype = 'relation' AND relation = 'pomerium.record_changes'::regclass::oid AND mode = 'RowExclusiveLock' AND granted \
+      AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())), \
+    pg_catalog.pg_snapshot_xmin(s)::text::bigint, \
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_snapshot_xmax(s)::text::bigint END \
+    FROM pg_catalog.pg_current_snapshot() AS s";
+
+/// The transactions that are waited for.
+struct Writing {
+    /// Those that have locked the table.
+    locking: HashSet<String>,
+    /// The first of all that has not ended.
+    oldest: i64,
+    /// On a standby: the first that is not waited for.
+    next: Option<i64>,
+}
+
+impl Writing {
+    fn has_ended(&self) -> bool {
+        self.locking.is_empty() && self.next.is_none_or(|next| self.oldest >= next)
+    }
+
+    /// Leaves out those that are not there any more.
+    fn keep(&mut self, now: &Self) {
+        self.locking.retain(|transaction| now.locking.contains(transaction));
+        self.oldest = now.oldest;
+    }
+}
 
 impl<D: Database, J: Data> Store<D, J> {
     /// Finds the horizon for the first time.
@@ -153,16 +179,14 @@ impl<D: Database, J: Data> Store<D, J> {
 
     /// Waits until every transaction that writes now has ended.
     async fn settle(&self) -> Result<(), Error> {
-        let writing = async || -> Result<HashSet<String>, Error> {
-            let mut transactions = HashSet::new();
-            for mut row in self.run(WRITING, Vec::new()).await? {
-                transactions.extend(row.text()?);
-            }
-            Ok(transactions)
-        };
-        let mut left = writing().await?;
+        let mut writing = self.writing().await?;
         let (mut waited, mut pause) = (Duration::ZERO, PAUSE);
-        while !left.is_empty() {
+        if writing.next.is_some() {
+            self.database.sleep(LONGEST_PAUSE).await;
+            waited += LONGEST_PAUSE;
+            writing = self.writing().await?;
+        }
+        while !writing.has_ended() {
             if waited >= LONGEST {
                 if !self.stalled.replace(true) {
                     self.database.warn(&format!(
@@ -176,10 +200,18 @@ impl<D: Database, J: Data> Store<D, J> {
             self.database.sleep(pause).await;
             waited += pause;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            let now = writing().await?;
-            left.retain(|transaction| now.contains(transaction));
+            writing.keep(&self.writing().await?);
         }
         self.stalled.set(false);
         Ok(())
+    }
+
+    async fn writing(&self) -> Result<Writing, Error> {
+        let mut row = self.one(WRITING, Vec::new()).await?;
+        Ok(Writing {
+            locking: row.texts()?.into_iter().collect(),
+            oldest: row.number()?,
+            next: row.integer()?,
+        })
     }
 }

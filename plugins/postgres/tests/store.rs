@@ -696,6 +696,50 @@ async fn what_pomerium_writes_is_read_and_its_open_transactions_are_waited_for()
     assert_eq!(changes(&store, 5).await.unwrap(), [(7, "after".to_owned(), false)]);
 }
 
+/// A standby shows nobody's locks.
+#[tokio::test]
+async fn a_reader_of_a_standby_waits_for_the_primarys_transactions() {
+    let server = PostgresServer::start().unwrap();
+    let primary = open(&server).await;
+    put(&primary, vec![upsert("t", "first", b"x")]).await.unwrap();
+    let standby = server.standby().unwrap();
+    let store = open(&standby).await;
+    assert_eq!(changes(&store, 0).await.unwrap(), [(1, "first".to_owned(), false)]);
+
+    let pool = connect(&server.url()).await;
+    let mut transaction = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    transaction.run(&statement(&foreign("late", "{}"), &[])).await.unwrap();
+    server.sql(&foreign("early", "{}")).unwrap();
+    let arrived = async |version: u32| {
+        let end = std::time::Instant::now() + WAIT;
+        let newest = "SELECT max(version) FROM pomerium.record_changes";
+        while standby.sql(newest).unwrap() != version.to_string() {
+            assert!(std::time::Instant::now() < end, "the standby does not follow");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    arrived(3).await;
+    let (read, ()) = tokio::join!(changes(&store, 1), async {
+        // Longer than a reader waits for nobody.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        transaction.commit().await.unwrap();
+    });
+    let read: Vec<_> = read
+        .unwrap()
+        .into_iter()
+        .map(|(version, id, _)| (version, id))
+        .collect();
+    assert_eq!(read, [(2, "late".to_owned()), (3, "early".to_owned())]);
+
+    // One that is rolled back leaves a gap that holds nobody up.
+    let mut gone = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    gone.run(&statement(&foreign("never", "{}"), &[])).await.unwrap();
+    gone.rollback().await.unwrap();
+    server.sql(&foreign("after", "{}")).unwrap();
+    arrived(5).await;
+    assert_eq!(changes(&store, 3).await.unwrap(), [(5, "after".to_owned(), false)]);
+}
+
 #[tokio::test]
 async fn transactions_of_other_databases_hold_nobody_up() {
     let server = PostgresServer::start().unwrap();
