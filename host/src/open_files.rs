@@ -7,7 +7,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How many are kept for what is neither a connection of gRPC nor what a plugin is granted: probes and scrapes, 64 of each at
-/// most, a database's pool, the log, and the runtime's own.
+/// most, the log, and the runtime's own.
 const KEPT: u64 = 256;
 
 /// More than anybody needs; where there is no limit, or one of a billion, this is taken.

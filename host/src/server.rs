@@ -103,6 +103,9 @@ pub enum ServerError {
     /// The transport has failed.
     #[error("the transport failed: {0}")]
     Transport(#[from] tonic::transport::Error),
+    /// The transport has ended without having been told to.
+    #[error("no more connections are taken, and nobody has asked for that")]
+    Ended,
     /// The backend did not close in order.
     #[error("closing the store failed: {0}; what was acknowledged may not be safe")]
     Close(#[from] crate::broker::BrokerError),
@@ -196,13 +199,13 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`ServerError::Transport`]; nothing more is answered then.
+    /// [`ServerError::Transport`] or [`ServerError::Ended`]; nothing more is answered then.
     pub async fn until<T>(&mut self, opened: impl Future<Output = T>) -> Result<T, ServerError> {
         match futures::future::select(pin!(opened), &mut self.serving).await {
             Either::Left((opened, _)) => Ok(opened),
-            Either::Right((ended, opened)) => {
+            Either::Right((ended, _)) => {
                 ended?;
-                Ok(opened.await)
+                Err(ServerError::Ended)
             }
         }
     }
@@ -228,15 +231,19 @@ impl Server {
         let mut signals = pin!(signals);
         metrics.observe_broker(&broker);
         services.open(grpc::routes(&broker, &guard, health)?);
-        reporter.probe(&broker).await;
-        board.serving();
+        let reporting = async {
+            reporter.probe(&broker).await;
+            board.serving();
+            reporter.follow(&broker).await
+        };
 
         let failure = tokio::select! {
             ended = &mut serving => {
                 broker.shutdown().await?;
-                return Ok(ended?);
+                ended?;
+                return Err(ServerError::Ended);
             }
-            cause = reporter.follow(&broker) => Some(cause),
+            cause = reporting => Some(cause),
             _ = signals.next() => None,
         };
 

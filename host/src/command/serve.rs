@@ -100,6 +100,8 @@ async fn run(
         instruments: instruments.clone(),
     };
     let mut server = Server::new(listener, config);
+    let tls = certificates.is_some();
+    tracing::info!(%address, tls, version = env!("CARGO_PKG_VERSION"), "listening");
     // A store may take its time, and a signal is heard meanwhile.
     let broker = tokio::select! {
         broker = server.until(open(&settings, &instruments, descriptors)) => broker.map_err(anyhow::Error::from)??,
@@ -109,8 +111,7 @@ async fn run(
         }
     };
 
-    let tls = certificates.is_some();
-    tracing::info!(%address, tls, version = env!("CARGO_PKG_VERSION"), "listening");
+    tracing::info!(%address, "serving");
     if settings.secrets.generated {
         let program = std::env::current_exe().context("cannot tell where this program is")?;
         let secret = &settings.secrets.current;

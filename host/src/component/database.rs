@@ -69,6 +69,13 @@ impl std::fmt::Debug for Database {
     }
 }
 
+/// How many connections at once a connection string allows; none where it is not one of a database.
+pub(super) fn most_connections(connection_string: &str) -> usize {
+    ConnectionString::parse(connection_string, &Environment::process()).map_or(0, |settings| {
+        usize::try_from(settings.pool.max_connections).unwrap_or(usize::MAX)
+    })
+}
+
 impl Database {
     /// Reads the connection string; connects to nothing. With a `largest_message`, no message of the server's that has more bytes is
     /// received.

@@ -98,8 +98,8 @@ impl Config {
         }
     }
 
-    /// How many files and sockets of this process an instance may have open, its listeners to a database among them: none where it
-    /// is granted nothing that could be opened, whatever the bound.
+    /// How many files and sockets of this process an instance may have open, the connections of its database among them: none
+    /// where it is granted nothing that could be opened, whatever the bound.
     pub fn most_open(&self) -> usize {
         let Grants {
             directories,
@@ -109,9 +109,15 @@ impl Config {
             ..
         } = &self.grants;
         let is_granted_any = !(directories.is_empty() && addresses.is_empty() && http_origins.is_empty());
+        let connections = self
+            .connection_string
+            .as_deref()
+            .map_or(0, |text| match database::most_connections(text) {
+                0 => 0,
+                connections => connections.saturating_add(self.limits.listeners),
+            });
         // Each connects to the server, perhaps through a pipe within the process, both of whose ends are open.
-        let listeners = self.connection_string.as_ref().map_or(0, |_| self.limits.listeners);
-        listeners
+        connections
             .saturating_mul(3)
             .saturating_add(if is_granted_any { *most_open } else { 0 })
     }

@@ -30,13 +30,10 @@ const MAX_VALUE_BYTES: usize = 64 << 20;
 /// What a value takes beside its text.
 const VALUE_BYTES: usize = 32;
 
-/// How many bytes of one record become JSON: as many as a client can put. What is decoded for it takes a hundred times as much
-/// where it is made of small parts.
+/// How many bytes of one record become JSON: as many as a client can put.
 const MAX_RECORD_BYTES: usize = 4 << 20;
 /// How many bytes of JSON become one record: those of the largest one with all that JSON adds, above all where it escapes.
 const MAX_JSON_BYTES: usize = 32 << 20;
-/// How many parts that JSON may have: at least a byte of the record each.
-const MAX_JSON_PARTS: usize = MAX_RECORD_BYTES;
 
 /// The data of one instance's store.
 pub(super) struct State {
@@ -197,11 +194,9 @@ impl bindings::protobuf::Host for State {
 
     fn from_json(&mut self, json: Vec<String>) -> Vec<Result<Vec<u8>, bindings::protobuf::Error>> {
         let data = |json: &String| {
-            // Those within texts are counted too, since each of them is a byte of the record as well.
-            let parts = json.bytes().filter(|byte| *byte == b',').count();
-            if json.len() > MAX_JSON_BYTES || parts > MAX_JSON_PARTS {
+            if json.len() > MAX_JSON_BYTES {
                 return Err(bindings::protobuf::Error::Exhausted(format!(
-                    "`from-json` takes {MAX_JSON_BYTES} bytes and {MAX_JSON_PARTS} commas for one record at most"
+                    "`from-json` takes {MAX_JSON_BYTES} bytes for one record at most"
                 )));
             }
             self.descriptors.from_json(json).map_err(data_error)
@@ -213,6 +208,7 @@ impl bindings::protobuf::Host for State {
 fn data_error(error: DataError) -> bindings::protobuf::Error {
     match error {
         DataError::UnknownType(type_url) => bindings::protobuf::Error::UnknownType(type_url),
+        DataError::TooMany(_) => bindings::protobuf::Error::Exhausted(error.to_string()),
         other => bindings::protobuf::Error::Malformed(other.to_string()),
     }
 }
@@ -352,20 +348,12 @@ mod tests {
             back.iter()
                 .all(|back| back.as_ref().is_ok_and(|back| back.len() > largest.len()))
         );
-        // Small parts would take a hundred times what they have in bytes.
-        let many = json(&format!("[{}0]", "0,".repeat(MAX_JSON_PARTS + 1)));
         let long = json(&format!(r#""{}""#, "x".repeat(MAX_JSON_BYTES)));
-        let answers = state.from_json(vec![many, long, JSON.to_owned()]);
+        let answers = state.from_json(vec![long, JSON.to_owned()]);
         assert!(
-            matches!(
-                &answers[..],
-                [Err(Error::Exhausted(_)), Err(Error::Exhausted(_)), Ok(_)]
-            ),
+            matches!(&answers[..], [Err(Error::Exhausted(_)), Ok(_)]),
             "{:?}",
-            answers
-                .iter()
-                .map(|answer| answer.as_ref().map(Vec::len))
-                .collect::<Vec<_>>()
+            answers.iter().map(Result::is_ok).collect::<Vec<_>>()
         );
         let answers = state.to_json(vec![vec![0; MAX_RECORD_BYTES + 1]]);
         assert!(matches!(&answers[..], [Err(Error::Exhausted(_))]), "{answers:?}");
@@ -376,6 +364,39 @@ mod tests {
             matches!(answers.last(), Some(Err(Error::Exhausted(_)))),
             "there is no room for a fifth"
         );
+    }
+
+    /// Small parts take a thousand times what they have in bytes.
+    #[test]
+    fn json_is_bounded_by_the_memory_that_it_takes() {
+        let mut state = state();
+        let value = |json: &str| format!(r#"{{"@type":"type.googleapis.com/google.protobuf.Value","value":{json}}}"#);
+        let list = |part: &str, count: usize| value(&format!("[{}0]", part.repeat(count)));
+        let cases = [
+            (list("0,", 200_000), true),
+            (list("0,", 600_000), false),
+            (list("[],", 600_000), false),
+            // Few commas, and many lists within lists.
+            (list(&format!("{}{},", "[".repeat(50), "]".repeat(50)), 12_000), false),
+            // Within a text they are no parts.
+            (value(&format!(r#""{}""#, r#",[{\\\","#.repeat(200_000))), true),
+        ];
+        for (json, fits) in cases {
+            let begins: String = json.chars().skip(60).take(30).collect();
+            let answer = state.from_json(vec![json]).remove(0);
+            let is_too_much = matches!(answer, Err(Error::Exhausted(_)));
+            assert_eq!((answer.is_ok(), is_too_much), (fits, !fits), "{begins}");
+        }
+        // The same in bytes: nulls.
+        let nulls = |count: usize| {
+            let list = prost_types::Any {
+                type_url: "type.googleapis.com/google.protobuf.ListValue".to_owned(),
+                value: [0x0a, 2, 8, 0].repeat(count),
+            };
+            prost::Message::encode_to_vec(&list)
+        };
+        let answers = state.to_json(vec![nulls(1_000_000), nulls(100_000)]);
+        assert!(matches!(&answers[..], [Err(Error::Exhausted(_)), Ok(_)]));
     }
 
     #[test]

@@ -15,18 +15,20 @@ pub(super) enum Reach {
 }
 
 impl Schema {
-    /// Checks fields, text and nesting all the way down.
-    pub(super) fn check(&self, id: MessageId, bytes: &[u8], reach: Reach) -> Result<(), WireError> {
+    /// Checks fields, text and nesting all the way down. Returns of how many fields and numbers of lists the message consists.
+    pub(super) fn check(&self, id: MessageId, bytes: &[u8], reach: Reach) -> Result<usize, WireError> {
         self.check_level(id, bytes, reach, MAX_DEPTH)
     }
 
-    fn check_level(&self, id: MessageId, bytes: &[u8], reach: Reach, depth: usize) -> Result<(), WireError> {
+    fn check_level(&self, id: MessageId, bytes: &[u8], reach: Reach, depth: usize) -> Result<usize, WireError> {
         let depth = depth.checked_sub(1).ok_or(WireError::Depth)?;
         let Some(message) = self.message(id) else {
-            return Ok(());
+            return Ok(0);
         };
+        let mut parts: usize = 0;
         for occurrence in Fields::of(bytes) {
             let occurrence = occurrence?;
+            parts = parts.saturating_add(1);
             let Payload::Bytes(payload) = occurrence.payload else {
                 continue;
             };
@@ -37,9 +39,14 @@ impl Schema {
                 Kind::String => {
                     std::str::from_utf8(payload).map_err(|_| WireError::Utf8)?;
                 }
-                Kind::Message(inner) => self.check_level(inner, payload, reach, depth)?,
+                Kind::Message(inner) => {
+                    parts = parts.saturating_add(self.check_level(inner, payload, reach, depth)?);
+                }
                 kind if field.shape == Shape::List && kind.is_packable() => {
-                    unpack(kind, payload).try_for_each(|number| number.map(|_| ()))?;
+                    unpack(kind, payload).try_for_each(|number| {
+                        parts = parts.saturating_add(1);
+                        number.map(|_| ())
+                    })?;
                 }
                 _ => {}
             }
@@ -47,9 +54,9 @@ impl Schema {
         if reach == Reach::Anys && message.form == Form::Any {
             let any = Any::read(bytes)?;
             if let Some((inner, _)) = self.find(any.message_name()) {
-                self.check_level(inner, any.value, reach, depth)?;
+                parts = parts.saturating_add(self.check_level(inner, any.value, reach, depth)?);
             }
         }
-        Ok(())
+        Ok(parts)
     }
 }

@@ -42,6 +42,9 @@ pub enum DataError {
     /// The bytes, or the JSON, are not what they should be; what is wrong with them.
     #[error("malformed data: {0}")]
     Malformed(String),
+    /// The data consists of more parts than this, and would take too much memory as JSON.
+    #[error("the data has more than {0} parts, which are too many for JSON")]
+    TooMany(usize),
 }
 
 impl From<WireError> for DataError {

@@ -35,6 +35,7 @@ use tracing::{Instrument as _, Span};
 
 use super::auth::METADATA_KEY;
 use super::caller::{Caller, cut};
+use super::health;
 use super::open_calls::{OpenCall, OpenCalls};
 use super::request::{RequestBody, Reservation};
 use super::room::{Kind, Place, Room};
@@ -71,9 +72,6 @@ const LOOKED_AT: [HeaderName; 6] = [
 
 /// What needs a token begins so; all else is for everybody.
 const GUARDED: [&str; 2] = ["/databroker.", "/registry."];
-
-/// What load balancers ask every few seconds.
-const PROBE: &str = "/grpc.health.v1.Health/Check";
 
 /// Puts [`Calls`] around a service.
 #[derive(Clone, Debug)]
@@ -195,7 +193,7 @@ impl Call {
     fn kind(&self) -> Kind {
         let guarded = GUARDED.iter().any(|service| self.caller.path.starts_with(service));
         match (guarded, self.counted.is_stream()) {
-            (false, _) if self.caller.path == PROBE => Kind::Probe,
+            (false, _) if self.caller.path == health::CHECK_PATH => Kind::Probe,
             (false, _) => Kind::Open,
             (true, true) => Kind::Stream,
             (true, false) => Kind::Unary,

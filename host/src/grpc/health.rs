@@ -12,9 +12,10 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_server::Health;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use super::OPEN_MESSAGE;
 use crate::backend::BackendError;
 use crate::broker::{Broker, BrokerError};
 
@@ -30,6 +31,10 @@ const NAMES: [&str; 8] = [
     // What a Pomerium with several databroker addresses asks each of them for.
     "pomerium-databroker",
 ];
+
+/// How the paths of its calls begin, and that of what load balancers ask every few seconds.
+pub(super) const PATH: &str = "/grpc.health.v1.Health/";
+pub(super) const CHECK_PATH: &str = "/grpc.health.v1.Health/Check";
 
 /// How often the backend is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -51,6 +56,13 @@ pub enum State {
 pub struct HealthService {
     /// Written by [`Reporter`] alone; the stream of each Watch follows it.
     state: watch::Receiver<State>,
+}
+
+impl HealthService {
+    /// What serves it. Requests are small, since anybody may send them.
+    pub(super) fn server(self) -> HealthServer<Self> {
+        HealthServer::new(self).max_decoding_message_size(OPEN_MESSAGE)
+    }
 }
 
 /// What sets the state that the service answers with.

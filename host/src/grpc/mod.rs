@@ -32,7 +32,6 @@ use databroker_proto::databroker_server::data_broker_service_server::DataBrokerS
 use databroker_proto::registry_server::registry_server::RegistryServer;
 use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
-use tonic_health::pb::health_server::HealthServer;
 
 use self::auth::Guard;
 use self::checkpoint::Checkpoints;
@@ -72,7 +71,7 @@ pub fn routes(
     Ok(Routes::new(InterceptedService::new(databroker, guard.clone()))
         .add_service(InterceptedService::new(checkpoint, guard.clone()))
         .add_service(InterceptedService::new(registry, guard.clone()))
-        .add_service(HealthServer::new(health).max_decoding_message_size(OPEN_MESSAGE))
+        .add_service(health.server())
         .add_service(reflection().build_v1()?.max_decoding_message_size(OPEN_MESSAGE))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(OPEN_MESSAGE)))
 }

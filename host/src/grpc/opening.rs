@@ -13,14 +13,9 @@ use http::{Request, Response};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic_health::pb::health_server::HealthServer;
 use tower::Service;
 
-use super::OPEN_MESSAGE;
-use super::health::HealthService;
-
-/// How the paths of health begin.
-const HEALTH: &str = "/grpc.health.v1.Health/";
+use super::health::{self, HealthService};
 
 /// All services once they are there, and until then health alone. Clones are one.
 #[derive(Clone, Debug)]
@@ -33,7 +28,7 @@ impl Opening {
     /// With health, and without the others yet.
     pub fn new(health: HealthService) -> Self {
         Self {
-            health: Routes::new(HealthServer::new(health).max_decoding_message_size(OPEN_MESSAGE)),
+            health: Routes::new(health.server()),
             all: Arc::default(),
         }
     }
@@ -58,7 +53,7 @@ impl Service<Request<Body>> for Opening {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match self.all.get() {
             Some(all) => all.clone().call(request).boxed(),
-            None if request.uri().path().starts_with(HEALTH) => self.health.call(request).boxed(),
+            None if request.uri().path().starts_with(health::PATH) => self.health.call(request).boxed(),
             None => {
                 let why = "the store is not open yet: try again; the server's log says what it waits for";
                 std::future::ready(Ok(Status::unavailable(why).into_http())).boxed()

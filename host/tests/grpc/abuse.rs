@@ -76,7 +76,9 @@ impl Attacked {
             .lines()
             .map_while(Result::ok);
         let serving = Serving(child);
-        let line = log.find(|line| line.contains("listening")).expect("it does not serve");
+        let line = log
+            .find(|line| line.contains("\"serving\""))
+            .expect("it does not serve");
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
         let address = line["address"].as_str().unwrap().parse().unwrap();
         std::thread::spawn(move || log.for_each(drop));

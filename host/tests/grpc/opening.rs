@@ -1,7 +1,6 @@
 //! What callers are told before the store is open.
 
 use std::fs;
-use std::net::TcpListener;
 use std::sync::Arc;
 
 use databroker_host::backend::native::{Native, Settings};
@@ -46,10 +45,8 @@ async fn a_database_that_is_waited_for_leaves_nobody_without_an_answer() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.yaml");
     let secret = SharedSecret::generate();
-    // A port that was free a moment ago, since it is told only once the store is open.
-    let grpc = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let content = format!(
-        "grpc_address: {grpc}\ngrpc_insecure: true\nhealth_check_addr: 127.0.0.1:0\nlog_format: json\nshared_secret: {}\n\
+        "grpc_address: 127.0.0.1:0\ngrpc_insecure: true\nhealth_check_addr: 127.0.0.1:0\nlog_format: json\nshared_secret: {}\n\
          databroker_storage_type: postgres\n\
          databroker_storage_connection_string: postgres://postgres@127.0.0.1:1/postgres\n",
         secret.to_base64()
@@ -57,6 +54,7 @@ async fn a_database_that_is_waited_for_leaves_nobody_without_an_answer() {
     fs::write(&file, content).unwrap();
     let mut operated = Operated::start(&file);
     let probes = address(&operated.line(&["answering probes"]));
+    let grpc = address(&operated.line(&["\"listening\""]));
     operated.line(&["the store is not there yet"]);
 
     let channel = Endpoint::from_shared(format!("http://{grpc}")).unwrap().connect_lazy();

@@ -105,7 +105,7 @@ fn it_is_run_from_a_file_with_tls_probes_metrics_and_a_secret_that_is_rotated() 
     operated.line(&["routes"]);
     let probes = address(&operated.line(&["answering probes"]));
     let metrics = address(&operated.line(&["showing metrics"]));
-    let grpc = address(&operated.line(&["\"listening\""]));
+    let grpc = address(&operated.line(&["\"serving\""]));
 
     let ready = Instant::now() + PATIENCE;
     while !get(&probes, "/readyz", "").starts_with("HTTP/1.1 200") {

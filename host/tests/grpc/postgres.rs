@@ -71,7 +71,7 @@ impl Site {
 
     fn serve(&self) -> Host<'_> {
         let mut operated = Operated::start(&self.configuration());
-        let address = address(&operated.line(&["\"listening\""]));
+        let address = address(&operated.line(&["\"serving\""]));
         Host {
             site: self,
             operated,
@@ -193,7 +193,7 @@ fn a_scrape_has_what_is_documented_of_a_database() {
     let site = Site::new(&(url(&server, PASSWORD) + "?pool_max_conns=7"));
     let mut operated = Operated::start(&site.configuration());
     let shown = address(&operated.line(&["showing metrics"]));
-    operated.line(&["\"listening\""]);
+    operated.line(&["\"serving\""]);
     let text = metrics(&shown);
     let of_database =
         |families: Families| -> Families { families.into_iter().filter(|(name, _)| is_of_database(name)).collect() };
@@ -340,7 +340,7 @@ async fn failures_are_told_apart_by_code_log_and_metric_and_pass() {
     ));
     let mut operated = Operated::start(&site.configuration());
     let shown = address(&operated.line(&["showing metrics"]));
-    let grpc = address(&operated.line(&["\"listening\""]));
+    let grpc = address(&operated.line(&["\"serving\""]));
     let mut caller = Caller::new(&grpc, &site.secret).await;
     caller.put_again("before").await;
     for fault in FAULTS {
@@ -454,7 +454,7 @@ fn a_database_that_comes_later_is_waited_for() {
     operated.line(&["the store is not there yet", "again_in"]);
     assert!(get(&probes, "/readyz", "").starts_with("HTTP/1.1 503"), "not ready");
     server.restart().unwrap();
-    let address = address(&operated.line(&["\"listening\""]));
+    let address = address(&operated.line(&["\"serving\""]));
     let host = Host {
         site: &site,
         operated,

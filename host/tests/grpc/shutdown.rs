@@ -272,9 +272,9 @@ async fn the_program_fails_once_its_plugin_has_stopped_too_often() {
     let mut serving = Serving(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
     let mut log = BufReader::new(serving.0.stderr.take().unwrap());
     let mut line = String::new();
-    while !line.contains("\"listening\"") {
+    while !line.contains("\"serving\"") {
         line.clear();
-        assert_ne!(log.read_line(&mut line).unwrap(), 0, "it does not listen");
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "it does not serve");
     }
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     let log = std::thread::spawn(move || {

@@ -8,6 +8,7 @@ use bindings::exports::databroker::storage::store as wit;
 use bindings::exports::databroker::storage::store::{Duration, Error, Guest, Key, Position, Record, Timestamp};
 
 use crate::database::{Data, Database, Failure, FailureKind, JsonError, Query, Row, Session, Value};
+use crate::horizon::Until;
 use crate::{Hint, LeaseAction, Observed, Operation, Outcome, Refusal, Store};
 
 #[expect(unsafe_code, reason = "generated code")]
@@ -278,7 +279,7 @@ impl Guest for Postgres {
             summary: format!("{}{pooled}", database.summary),
             shared: true,
             durable: true,
-            position: position(store.position().await.map_err(self::error)?),
+            position: position(store.position(Until::Seen).await.map_err(self::error)?),
         })
     }
 
@@ -348,7 +349,7 @@ impl Guest for Postgres {
     }
 
     async fn current() -> Result<Position, Error> {
-        store()?.position().await.map(position).map_err(error)
+        store()?.position(Until::Seen).await.map(position).map_err(error)
     }
 
     async fn changes(request: wit::ChangesRequest) -> Result<wit::ChangesPage, Error> {

@@ -21,6 +21,7 @@ use crate::database::{Data, Database, Row, Value};
 use crate::page::Parameters;
 use crate::record::{Position, WRITTEN};
 use crate::store::{Error, Store, no_row, unsigned};
+use crate::timeline::{Seen, mark};
 
 /// How long a transaction is waited for.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -32,15 +33,27 @@ const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Selects where the store stands, as a list: the server version, the oldest change, the mark that `clear` has left, the newest
-/// change, and how many there are from the horizon up to that.
+/// change, how many there are from the horizon up to that, and by what the change at the horizon and the newest are known again.
 fn place(horizon: &str) -> String {
+    let horizon_mark = mark(horizon);
+    let newest_mark = mark("e.latest");
     format!(
         "SELECT ARRAY[m.server_version, e.earliest, s.floor, greatest(e.latest, s.floor), \
-           (SELECT count(*) FROM pomerium.record_changes c WHERE c.version > {horizon} AND c.version <= e.latest)] AS place \
+           (SELECT count(*) FROM pomerium.record_changes c WHERE c.version > {horizon} AND c.version <= e.latest), \
+           {horizon_mark}, {newest_mark}] AS place \
          FROM pomerium.migration_info m, pomerium.host_state s, \
          (SELECT coalesce(min(version), 0) AS earliest, coalesce(max(version), 0) AS latest FROM pomerium.record_changes r \
            WHERE {WRITTEN}) e LIMIT 1"
     )
+}
+
+/// How long those are waited for who may be writing below what is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Until they have ended: for a reader that goes on from what it is given.
+    Ended,
+    /// It is looked whether there are any: for one that is given what there is.
+    Seen,
 }
 
 /// Where the store stood at a moment.
@@ -95,14 +108,17 @@ impl<D: Database, J: Data> Store<D, J> {
             )
             .await?;
         let latest = row.number()?;
-        self.settle().await?;
+        self.settle(latest, Until::Ended).await?;
         self.horizon.set(latest.max(self.horizon.get()));
         Ok(())
     }
 
-    /// Where the store stands, with the horizon raised as far as it can be.
-    pub(crate) async fn position(&self) -> Result<Position, Error> {
-        let (place, _) = self.read_at_place("SELECT WHERE false", Parameters::default()).await?;
+    /// Where the store stands, with the horizon raised as far as it can be. Where nobody reads the change log, somebody who
+    /// writes for long is not waited for; what is read then is newer than what it is said to be, and comes again in the log.
+    pub(crate) async fn position(&self, until: Until) -> Result<Position, Error> {
+        let (place, _) = self
+            .read_at_place("SELECT WHERE false", Parameters::default(), until)
+            .await?;
         Ok(place.position)
     }
 
@@ -114,6 +130,7 @@ impl<D: Database, J: Data> Store<D, J> {
         &self,
         statement: &str,
         mut parameters: Parameters,
+        until: Until,
     ) -> Result<(Place, Vec<Row>), Error> {
         let place = place(&parameters.add(Value::Integer(0)));
         let mut parameters = parameters.into_values();
@@ -122,6 +139,7 @@ impl<D: Database, J: Data> Store<D, J> {
              SELECT place.*, read.* FROM place LEFT JOIN read ON false UNION ALL SELECT NULL::bigint[], read.* FROM read"
         );
         let mut has_waited = false;
+        let mut has_begun_anew = false;
         loop {
             let horizon = self.horizon.get();
             let mut place = None;
@@ -135,22 +153,51 @@ impl<D: Database, J: Data> Store<D, J> {
                     found => place = Some(found),
                 }
             }
-            let Some(&[server_version, earliest, floor, newest, count]) = place.as_deref() else {
+            let Some(
+                &[
+                    server_version,
+                    earliest,
+                    floor,
+                    newest,
+                    count,
+                    horizon_mark,
+                    newest_mark,
+                ],
+            ) = place.as_deref()
+            else {
                 return Err(no_row());
             };
+            let seen = Seen {
+                server_version,
+                version: horizon,
+                mark: horizon_mark,
+            };
+            if !has_begun_anew && self.has_fallen_back(seen, newest).await? {
+                self.begin_anew(server_version).await?;
+                has_begun_anew = true;
+                continue;
+            }
             // Nobody falls back behind what was seen, not even where Pomerium has wiped its tables.
             let mut latest = horizon;
             if newest > horizon {
                 if newest - horizon == count {
                     latest = newest;
                 } else if !has_waited {
-                    self.settle().await?;
                     has_waited = true;
-                    self.horizon.set(newest.max(self.horizon.get()));
-                    continue;
+                    if self.settle(newest, until).await? {
+                        self.horizon.set(newest.max(self.horizon.get()));
+                        continue;
+                    }
                 }
             }
             self.horizon.set(latest.max(self.horizon.get()));
+            if latest == newest && newest_mark != 0 {
+                self.seen.set(Some(Seen {
+                    server_version,
+                    version: newest,
+                    mark: newest_mark,
+                }));
+            }
             // Without any change there was nothing to prune: the newest is kept.
             let gone = if earliest > 0 { earliest - 1 } else { 0 };
             self.note_beginning(earliest);
@@ -177,16 +224,20 @@ impl<D: Database, J: Data> Store<D, J> {
         }
     }
 
-    /// Waits until every transaction that writes now has ended.
-    async fn settle(&self) -> Result<(), Error> {
+    /// Waits until every transaction that writes now has ended, or another reader has raised the horizon to the version; says
+    /// whether nothing can come below that any more, or has been waited for long enough.
+    async fn settle(&self, version: i64, until: Until) -> Result<bool, Error> {
         let mut writing = self.writing().await?;
+        if until == Until::Seen {
+            return Ok(writing.next.is_none() && writing.has_ended());
+        }
         let (mut waited, mut pause) = (Duration::ZERO, PAUSE);
         if writing.next.is_some() {
             self.database.sleep(LONGEST_PAUSE).await;
             waited += LONGEST_PAUSE;
             writing = self.writing().await?;
         }
-        while !writing.has_ended() {
+        while !writing.has_ended() && self.horizon.get() < version {
             if waited >= LONGEST {
                 if !self.stalled.replace(true) {
                     self.database.warn(&format!(
@@ -195,15 +246,17 @@ impl<D: Database, J: Data> Store<D, J> {
                         LONGEST.as_secs()
                     ));
                 }
-                return Ok(());
+                return Ok(true);
             }
             self.database.sleep(pause).await;
             waited += pause;
             pause = (pause * 2).min(LONGEST_PAUSE);
             writing.keep(&self.writing().await?);
         }
-        self.stalled.set(false);
-        Ok(())
+        if writing.has_ended() {
+            self.stalled.set(false);
+        }
+        Ok(true)
     }
 
     async fn writing(&self) -> Result<Writing, Error> {

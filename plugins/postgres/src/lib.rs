@@ -28,7 +28,7 @@
 //! - `schema`: the tables, made or checked
 //! - `record`: rows to records; `json`: data to JSON and back
 //! - `field`: looking records up by what is in their JSON
-//! - `horizon`: how far reading is safe; `page`: records within bounds; `window`: how far one looks; `read`: get, scan, changes
+//! - `horizon`: how far reading is safe; `timeline`: a database that has lost changes; `page`: records within bounds; `window`: how far one looks; `read`: get, scan, changes
 //! - `write`: put, evict, clear, with `write.sql` and `lock.sql`, which are `functions` in the database; `retention`: prune
 //! - `small`: options, leases, checkpoint, services
 //! - `text`: text with the character NUL
@@ -48,6 +48,7 @@ mod schema;
 mod small;
 mod store;
 mod text;
+mod timeline;
 mod window;
 mod write;
 

@@ -1,6 +1,7 @@
 //! What goes: old changes. And what there is, for the operator.
 
 use crate::database::{Data, Database, Query, Session, Value};
+use crate::horizon::Until;
 use crate::read::TYPES;
 use crate::record::{Position, WRITTEN};
 use crate::store::{Error, Store, first};
@@ -82,7 +83,7 @@ impl<D: Database, J: Data> Store<D, J> {
         Ok(Pruned {
             removed: u32::try_from(removed).unwrap_or(u32::MAX),
             more: more && removed > 0,
-            position: self.position().await?,
+            position: self.position(Until::Seen).await?,
         })
     }
 

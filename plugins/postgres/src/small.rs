@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::database::{Data, Database, Value};
+use crate::horizon::Until;
 use crate::page::Parameters;
 use crate::store::{Error, Store, first, signed, unsigned};
 use crate::text;
@@ -109,7 +110,7 @@ impl<D: Database, J: Data> Store<D, J> {
             "SELECT {OPTIONS_REVISION} AS options, (SELECT ('x' || left(md5(coalesce(string_agg(s.kind || ' ' || s.endpoint, ' ' ORDER BY s.kind, s.endpoint), '')), 15)) \
              ::bit(60)::bigint FROM pomerium.services s WHERE s.expires_at > clock_timestamp()) AS services"
         );
-        let (place, rows) = self.read_at_place(&query, Parameters::default()).await?;
+        let (place, rows) = self.read_at_place(&query, Parameters::default(), Until::Ended).await?;
         let position = place.position;
         let mut row = first(rows)?;
         Ok(Observed {

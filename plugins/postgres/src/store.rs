@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::database::{Data, Database, Failure, FailureKind, Query, Row, Session, Value};
 use crate::functions::Functions;
+use crate::timeline::Seen;
 
 /// How often a call is tried where transactions of others are in its way.
 const TRIES: usize = 5;
@@ -65,6 +66,12 @@ pub struct Store<D, J> {
     pub(crate) data: J,
     /// Every change up to here is visible, or never will be.
     pub(crate) horizon: Cell<i64>,
+    /// The newest change when everything was visible last.
+    pub(crate) seen: Cell<Option<Seen>>,
+    /// The highest version that this host has written.
+    pub(crate) wrote: Cell<i64>,
+    /// The newest change when it was looked last whether the database has lost any.
+    pub(crate) sound_at: Cell<Option<i64>>,
     /// True once the operator was told of a transaction that hangs, until nothing does.
     pub(crate) stalled: Cell<bool>,
     /// When the change log was seen last without a change; none once it had one.

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use crate::database::{Data, Database, Query, Session, Value};
+use crate::horizon::Until;
 use crate::json;
 use crate::page::{Bounds, Page, Parameters, Selection};
 use crate::read::keys_as_parameters;
@@ -291,6 +292,7 @@ impl<D: Database, J: Data> Store<D, J> {
         if let Some(result) = self.put_at_once(batches, now).await? {
             return Ok(result);
         }
+        let wrote = self.wrote.get();
         let transaction = self.begin_changing().await?;
         let looks = |change: &&Change| change.expected.is_some() || change.operation == Operation::Delete;
         let mut keys: Vec<_> = batches
@@ -310,6 +312,7 @@ impl<D: Database, J: Data> Store<D, J> {
             .await?
             .ok_or_else(no_row)?;
         self.database.commit(transaction).await?;
+        self.wrote(wrote, written.server_version, &written.versions).await?;
         Ok(plan.result(&written, &mut removed, now))
     }
 
@@ -340,6 +343,7 @@ impl<D: Database, J: Data> Store<D, J> {
             .iter()
             .map(|write| expected.get(&write.key).copied().flatten().map(signed))
             .collect();
+        let wrote = self.wrote.get();
         let Some(written) = self
             .write(
                 &self.database,
@@ -352,6 +356,7 @@ impl<D: Database, J: Data> Store<D, J> {
         else {
             return Ok(None);
         };
+        self.wrote(wrote, written.server_version, &written.versions).await?;
         Ok(Some(plan.result(&written, &mut HashMap::new(), now)))
     }
 
@@ -473,6 +478,7 @@ impl<D: Database, J: Data> Store<D, J> {
     async fn try_evict(&self, request: &EvictRequest, now: i64) -> Result<Evicted, Failed> {
         /// More tombstones than this are left for the next call.
         const BYTES: u64 = 4 << 20;
+        let wrote = self.wrote.get();
         let transaction = self.begin_changing().await?;
         let threshold = match request.keep {
             None => 0,
@@ -534,6 +540,7 @@ impl<D: Database, J: Data> Store<D, J> {
             .await?
             .ok_or_else(no_row)?;
         self.database.commit(transaction).await?;
+        self.wrote(wrote, written.server_version, &written.versions).await?;
         let more = more && !records.is_empty();
         let tombstones = records
             .into_iter()
@@ -565,7 +572,7 @@ impl<D: Database, J: Data> Store<D, J> {
             earliest_version: 0,
             latest_version: unsigned(self.horizon.get()),
         };
-        Ok(self.position().await.unwrap_or(seen))
+        Ok(self.position(Until::Ended).await.unwrap_or(seen))
     }
 
     async fn try_clear(&self, new_server_version: u64) -> Result<(), Failed> {

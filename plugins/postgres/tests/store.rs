@@ -274,6 +274,17 @@ async fn scan(store: &TestStore) -> Vec<Record> {
     }
 }
 
+fn everything() -> ScanRequest {
+    ScanRequest {
+        record_type: None,
+        hint: None,
+        condition: None,
+        after: None,
+        max_records: 1000,
+        max_bytes: 1 << 20,
+    }
+}
+
 async fn changes(store: &TestStore, after: u64) -> Result<Vec<(u64, String, bool)>, Error> {
     let mut all = Vec::new();
     let mut through = after;
@@ -677,6 +688,11 @@ async fn what_pomerium_writes_is_read_and_its_open_transactions_are_waited_for()
     transaction.run(&statement(&foreign("late", "{}"), &[])).await.unwrap();
     // A later one that is committed at once.
     server.sql(&foreign("early", "{}")).unwrap();
+    // Who reads what there is has it at once, as of before.
+    let now = scan(&store).await;
+    assert!(now.iter().any(|record| record.key.id == "early"), "{now:?}");
+    let position = store.scan(everything()).await.unwrap().position;
+    assert!(position.latest_version <= 3, "{position:?}");
     let (read, ()) = tokio::join!(changes(&store, 3), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         transaction.commit().await.unwrap();
@@ -738,6 +754,105 @@ async fn a_reader_of_a_standby_waits_for_the_primarys_transactions() {
     server.sql(&foreign("after", "{}")).unwrap();
     arrived(5).await;
     assert_eq!(changes(&store, 3).await.unwrap(), [(5, "after".to_owned(), false)]);
+}
+
+/// Takes a database back to when it had this newest version, as a failover to a standby that was behind does.
+fn fall_back(server: &PostgresServer, version: u64) {
+    server
+        .sql(&format!(
+            "BEGIN; DELETE FROM pomerium.records WHERE version > {version}; \
+             DELETE FROM pomerium.record_changes WHERE version > {version}; \
+             DELETE FROM pomerium.host_exact WHERE version > {version}; \
+             SELECT setval(pg_get_serial_sequence('pomerium.record_changes', 'version'), {version}); COMMIT"
+        ))
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_has_lost_changes_is_begun_anew() {
+    let put_one = async |store: &TestStore, id: &str| match put(store, vec![upsert("t", id, b"x")]).await.unwrap()[..] {
+        [Outcome::Stored(version)] => version,
+        ref other => panic!("{other:?}"),
+    };
+    let current = async |store: &TestStore| {
+        let request = ChangesRequest {
+            after: 0,
+            record_type: None,
+            max_records: 1000,
+            max_bytes: 1 << 20,
+        };
+        store.changes(request).await.unwrap().position
+    };
+    // Who finds it out: a reader at once; a reader once others have written as many changes again; a writer.
+    for (name, writes_between, is_writer) in [("early", 0, false), ("late", 20, false), ("writer", 0, true)] {
+        let server = PostgresServer::start().unwrap();
+        let warnings = Warnings::default();
+        let store = open_heard(connect(&server.url()).await, Arc::clone(&warnings))
+            .await
+            .unwrap();
+        for number in 0..10 {
+            put_one(&store, &format!("{number}")).await;
+        }
+        let before = current(&store).await;
+        assert_eq!((before.server_version, before.latest_version), (7, 10), "{name}");
+        // Nothing is wrong yet, not even where Pomerium has removed all old changes.
+        assert_eq!(current(&store).await, before, "{name}");
+
+        fall_back(&server, 4);
+        for number in 0..writes_between {
+            server.sql(&foreign(&format!("{number}"), "{}")).unwrap();
+        }
+        if is_writer {
+            let again = store.put(vec![vec![upsert("t", "unknown", b"x")]], NOW).await;
+            assert!(matches!(again, Err(Error::Unavailable(_))), "{name}: {again:?}");
+        }
+        let after = current(&store).await;
+        assert_ne!(after.server_version, before.server_version, "{name}");
+        assert!(after.latest_version >= before.latest_version, "{name}: {after:?}");
+        assert_eq!(
+            current(&store).await.server_version,
+            after.server_version,
+            "{name}: once"
+        );
+        assert!(put_one(&store, "next").await > before.latest_version, "{name}");
+        let other = open(&server).await;
+        assert_eq!(current(&other).await.server_version, after.server_version, "{name}");
+        let told = warnings
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|text| text.contains("has lost changes"))
+            .count();
+        assert_eq!(told, 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_pomerium_has_emptied_is_no_lost_one() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    for number in 0..3 {
+        put(&store, vec![upsert("t", &format!("{number}"), b"x")])
+            .await
+            .unwrap();
+    }
+    assert_eq!(changes(&store, 0).await.unwrap().len(), 3);
+    server.sql("DELETE FROM pomerium.record_changes").unwrap();
+    let position = async || {
+        let page = store
+            .changes(ChangesRequest {
+                after: 3,
+                record_type: None,
+                max_records: 3,
+                max_bytes: 1 << 20,
+            })
+            .await;
+        page.unwrap().position
+    };
+    assert_eq!(position().await.server_version, 7);
+    put(&store, vec![upsert("t", "more", b"x")]).await.unwrap();
+    let position = position().await;
+    assert_eq!((position.server_version, position.latest_version), (7, 4));
 }
 
 #[tokio::test]

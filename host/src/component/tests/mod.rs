@@ -84,6 +84,32 @@ fn the_connection_string_is_not_shown() {
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
+#[test]
+fn files_are_kept_for_what_a_plugin_may_open() {
+    let listeners = Limits::default().listeners;
+    let database = "postgres://user@db/pomerium?pool_max_conns=100";
+    let origin = Grants {
+        http_origins: vec![Origin::parse("https://example.com").unwrap()],
+        most_open: 7,
+        ..Grants::default()
+    };
+    let nothing = Grants::default;
+    for (connection_string, grants, expected) in [
+        (None, nothing(), 0),
+        (Some("memory://?budget=1GiB"), nothing(), 0),
+        (Some(database), nothing(), 3 * (100 + listeners)),
+        (None, origin.clone(), 7),
+        (Some(database), origin, 3 * (100 + listeners) + 7),
+    ] {
+        let config = Config {
+            connection_string: connection_string.map(str::to_owned),
+            grants,
+            ..config(Source::BuiltIn("memory".to_owned()))
+        };
+        assert_eq!(config.most_open(), expected, "{config:?}");
+    }
+}
+
 /// What is logged on a test's own thread.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);

@@ -38,9 +38,14 @@ const HOSTILE: &str = "hostile";
 /// How long is measured without a provocation, and at least with one.
 const MEASURED: Duration = Duration::from_millis(300);
 
-/// No honest read takes longer beside a plugin that is not stopped. Machines that run tests are busy, so that this is far
-/// more than what is printed.
+/// No honest read takes longer in an instance that is provoked. Machines that run tests are busy, so that this is far more
+/// than what is printed.
 const LATE: Duration = Duration::from_secs(10);
+
+/// Of reads of another instance than the one that is provoked 99 of 100 take no longer than this, or than [`FACTOR`] times what
+/// they took before.
+const ELSEWHERE: Duration = Duration::from_secs(1);
+const FACTOR: u32 = 20;
 
 /// A record to put, which holds a text.
 fn record(record_type: &str, id: &str, text: &str) -> Record {
@@ -87,7 +92,10 @@ async fn nothing_that_a_plugin_does_harms_anybody_else() {
                 let opening = stand::open(&guest, name, None, row.limits, &site);
                 beside(&mut honest, name, refuse_to_open(&row, opening, &log)).await
             }
-            row => contain(*misbehaviour, &row, &guest, &site, &database, &log).await,
+            row => {
+                let containing = contain(*misbehaviour, &row, &guest, &site, &database, &log);
+                beside(&mut honest, "  elsewhere", containing).await
+            }
         };
         let logged = log.take();
         if let Err(why) = outcome {
@@ -120,7 +128,8 @@ fn shown(logged: &str) -> String {
     logged.chars().skip(characters.saturating_sub(3000)).collect()
 }
 
-/// Does something while others read, whose answers must be right all the while, and whose stream must go on.
+/// Does something while others read from another instance, whose answers must be right and quick all the while, and whose
+/// stream must go on.
 async fn beside(
     honest: &mut Honest,
     name: &str,
@@ -133,6 +142,14 @@ async fn beside(
     print(name, &quiet, &beside);
     outcome?;
     unharmed(&beside)?;
+    let bound = ELSEWHERE.max(quiet.p99() * FACTOR);
+    expect(beside.p99() < bound, || {
+        format!(
+            "reads of another instance took {:?} and {:?} before",
+            beside.p99(),
+            quiet.p99()
+        )
+    })?;
     honest.write().await
 }
 
@@ -239,6 +256,9 @@ async fn provoke_among_others(misbehaviour: Misbehaviour, row: &Row, stand: &Sta
     }
     let beside = reading.stop().await;
     print(misbehaviour.name(), &quiet, &beside);
+    expect(beside.longest() < LATE, || {
+        format!("others waited for {:?}", beside.longest())
+    })?;
     if row.replaced {
         expect(beside.wrong.is_empty(), || {
             format!("others were told what is not so: {:?}", beside.wrong)

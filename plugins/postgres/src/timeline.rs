@@ -1,0 +1,118 @@
+//! A database that has lost changes which it had shown.
+//!
+//! A failover to a standby that was behind, or a backup that was restored, takes a database back to an earlier state. Versions
+//! that readers have seen are then given to other changes, which none of these readers would ever be sent. Nothing in the
+//! database says so; a host notices it by what it has seen itself: a version that the sequence has not reached, or another
+//! change in the place of the newest that it knew.
+//!
+//! Then the store begins anew, as after a Clear: with another server version, so that every stream ends and every client reads
+//! all that there is. The sequence is moved on to where it has been, so that no version is given twice. A write that finds out
+//! is done, and told to be of unknown outcome.
+
+use crate::database::{Data, Database, Query, Session, Value};
+use crate::store::{Error, Failed, Store, first, signed};
+
+/// A change that was the newest, by which a timeline is known again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// The server version at that time.
+    pub(crate) server_version: i64,
+    /// Its version.
+    pub(crate) version: i64,
+    /// What [`mark`] says of it; 0 where it is not there.
+    pub(crate) mark: i64,
+}
+
+/// By what a change is known again: a number that follows from its key and time. 0 where there is none with this version.
+pub(crate) fn mark(version: &str) -> String {
+    format!(
+        "coalesce((SELECT ('x' || pg_catalog.left(pg_catalog.md5(c.type || ' ' || c.id || ' ' || \
+           pg_catalog.encode(pg_catalog.timestamptz_send(c.modified_at), 'hex')), 15))::bit(60)::bigint \
+         FROM pomerium.record_changes c WHERE c.version = {version}), 0)"
+    )
+}
+
+impl<D: Database, J: Data> Store<D, J> {
+    /// Whether the database is not the one any more whose changes were seen: by what is there now at the horizon, and the newest
+    /// change. A standby may only be behind.
+    pub(crate) async fn has_fallen_back(&self, now: Seen, newest: i64) -> Result<bool, Error> {
+        let is_another = self.seen.get().is_some_and(|seen| {
+            (seen.server_version, seen.version) == (now.server_version, now.version)
+                && now.mark != 0
+                && seen.mark != now.mark
+        });
+        let known = self.known();
+        // Where old changes are removed, the newest may be among them, so that it is looked once at each place.
+        if !is_another && (newest >= known || self.sound_at.get() == Some(newest)) {
+            return Ok(false);
+        }
+        let query = "SELECT CASE WHEN pg_catalog.has_sequence_privilege($1::text, 'USAGE'::text) THEN coalesce(last_value, 0) END, \
+            pg_catalog.pg_is_in_recovery() FROM pg_catalog.pg_sequences \
+            WHERE pg_catalog.format('%I.%I', schemaname, sequencename) = $1";
+        let mut row = self.one(query, vec![Value::Text(self.sequence.clone())]).await?;
+        let (given, is_standby) = (row.integer()?, row.boolean()?);
+        let has_fallen_back = !is_standby && (is_another || given.is_some_and(|given| given < known));
+        if !has_fallen_back {
+            self.sound_at.set(Some(newest));
+        }
+        Ok(has_fallen_back)
+    }
+
+    /// The highest version that is known to have been given.
+    fn known(&self) -> i64 {
+        self.horizon.get().max(self.wrote.get())
+    }
+
+    /// Gives the store another server version, if it still has this one, and moves the sequence on.
+    pub(crate) async fn begin_anew(&self, server_version: i64) -> Result<(), Error> {
+        let known = self.known();
+        self.retried(async || self.try_begin_anew(server_version, known).await)
+            .await?;
+        self.seen.set(None);
+        self.database.warn(&format!(
+            "the database has lost changes that it had shown, up to version {known}: it was taken over by a standby that was behind, or \
+             a backup was restored. All clients begin anew, under another server version; what is lost does not come back"
+        ));
+        Ok(())
+    }
+
+    async fn try_begin_anew(&self, server_version: i64, known: i64) -> Result<(), Failed> {
+        let transaction = self.begin_writing().await?;
+        let run = async |text: &str, parameters| transaction.run(Query::new(text, parameters)).await;
+        // A role that may write may take versions from the sequence, and not always set it.
+        let sequence = Value::Text(self.sequence.clone());
+        let next = "SELECT pg_catalog.nextval($1::text::regclass)";
+        let given = first(run(next, vec![sequence.clone()]).await?)?.number()?;
+        let skip = "SELECT pg_catalog.count(pg_catalog.nextval($1::text::regclass)) FROM pg_catalog.generate_series(1, $2::bigint)";
+        let missing = known.saturating_sub(given).max(0);
+        run(skip, vec![sequence, Value::Integer(missing)]).await?;
+        let anew = "UPDATE pomerium.migration_info SET server_version = \
+              ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.random()::text || pg_catalog.clock_timestamp()::text), 15))::bit(60)::bigint + 1 \
+            WHERE server_version = $1";
+        run(anew, vec![Value::Integer(server_version)]).await?;
+        run("SELECT pg_catalog.pg_notify('pomerium_record_change', '')", Vec::new()).await?;
+        self.database.commit(transaction).await?;
+        Ok(())
+    }
+
+    /// Remembers versions that were written, by a call that began when those up to `before` were known to be. Hosts write one at
+    /// a time, so that they ascend; where they do not, the database has fallen back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if it has.
+    pub(crate) async fn wrote(&self, before: i64, server_version: u64, versions: &[u64]) -> Result<(), Error> {
+        let (Some(first), Some(last)) = (versions.first(), versions.last()) else {
+            return Ok(());
+        };
+        if signed(*first) > before {
+            self.wrote.set(signed(*last).max(self.wrote.get()));
+            return Ok(());
+        }
+        self.begin_anew(signed(server_version)).await?;
+        Err(Error::Unavailable(
+            "the database has lost changes that it had acknowledged, and all clients begin anew: whether this was written, a look will tell"
+                .to_owned(),
+        ))
+    }
+}
