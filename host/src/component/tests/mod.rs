@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use super::grants::Granted;
 use super::log::PluginLog;
 use super::state::State;
-use super::{Config, Grants, Limits, OpenError, Source, open};
+use super::{Config, Grants, Limits, OpenError, Origin, Source, open};
 use crate::backend::{Backend, BackendError, StoreInfo};
 use crate::data::Descriptors;
 
