@@ -530,6 +530,8 @@ pub(super) struct Computing {
     all: u64,
     /// Without having let go of the instance.
     turn: u64,
+    /// What the host has done for it, which is not counted yet.
+    worked: u64,
 }
 
 /// A call that is under way.
@@ -548,6 +550,7 @@ impl Default for Computing {
             other: 0,
             all: 0,
             turn: 0,
+            worked: 0,
         }
     }
 }
@@ -579,7 +582,7 @@ impl Computing {
 
     /// Counts what has passed since it was last looked at, and says how many that makes.
     fn count(&mut self, call: Option<GuestTaskId>) -> u64 {
-        let passed = epochs_passed(self.since.lock().elapsed());
+        let passed = epochs_passed(self.since.lock().elapsed()).saturating_add(std::mem::take(&mut self.worked));
         self.all = self.all.saturating_add(passed);
         self.turn = self.turn.saturating_add(passed);
         let epochs = match call.and_then(|call| self.calls.get_mut(&call)) {
@@ -594,6 +597,14 @@ impl Computing {
     fn of_others(&self, call: GuestTaskId) -> u64 {
         let own = self.calls.get(&call).map_or(0, |call| call.epochs);
         self.all.saturating_sub(own)
+    }
+
+    /// Counts how long the host itself was at work for it just now.
+    pub(super) fn worked(&mut self, time: Duration) {
+        /// What is beyond the bounds of such work is time in which the machine was halted.
+        const MOST: Duration = Duration::from_secs(8);
+        self.worked = self.worked.saturating_add(epochs(time.min(MOST)));
+        *self.since.lock() = Instant::now();
     }
 
     /// The functions that are under way, each with how often.

@@ -7,7 +7,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use wasmtime::ResourceLimiter;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -32,6 +35,11 @@ const VALUE_BYTES: usize = 32;
 
 /// How many bytes of one record become JSON: as many as a client can put.
 const MAX_RECORD_BYTES: usize = 4 << 20;
+/// How many parts the records of one call may have that become JSON or come from it, each counted once for every level that it
+/// lies deep: some seconds of work at most.
+const MAX_CALL_PARTS: usize = 4 << 20;
+/// How many bytes are looked into where the plugin's own code runs.
+const QUICK_BYTES: usize = 16 << 10;
 /// How many bytes of JSON become one record: those of the largest one with all that JSON adds, above all where it escapes.
 const MAX_JSON_BYTES: usize = 32 << 20;
 
@@ -152,57 +160,92 @@ impl bindings::protobuf::Host for State {
                 data.len()
             )));
         }
-        let mut room = MAX_VALUE_BYTES;
-        let mut answer = Vec::with_capacity(data.len());
-        for data in &data {
-            let mut of_record = Vec::with_capacity(paths.len());
-            for path in &paths {
-                let mut values = Vec::new();
-                let is_too_much = self.descriptors.any_value(data, path, &mut |value| {
-                    let Some(left) = room.checked_sub(value.len() + VALUE_BYTES) else {
-                        return true;
-                    };
-                    room = left;
-                    values.push(value.to_owned());
-                    false
-                });
-                if is_too_much {
-                    return Err(bindings::protobuf::Error::Exhausted(format!(
-                        "`extract` was asked for more than {MAX_VALUE_BYTES} bytes of values: ask for fewer records"
-                    )));
-                }
-                of_record.push(values);
-            }
-            answer.push(of_record);
-        }
-        Ok(answer)
+        self.look(bytes.saturating_mul(paths.len()), |descriptors| {
+            extracted(descriptors, &data, &paths)
+        })
     }
 
     fn to_json(&mut self, data: Vec<Vec<u8>>) -> Vec<Result<String, bindings::protobuf::Error>> {
-        let mut room = MAX_DATA_BYTES;
-        let json = |data: &Vec<u8>| match room.checked_sub(data.len()) {
-            Some(left) if data.len() <= MAX_RECORD_BYTES => {
-                room = left;
-                self.descriptors.to_json(data).map_err(data_error)
-            }
-            _ => Err(bindings::protobuf::Error::Exhausted(format!(
-                "`to-json` takes {MAX_RECORD_BYTES} bytes of one record at most, and {MAX_DATA_BYTES} in one call"
-            ))),
-        };
-        data.iter().map(json).collect()
+        let (mut bytes, mut parts) = (MAX_DATA_BYTES, MAX_CALL_PARTS);
+        self.look(data.iter().map(Vec::len).sum(), |descriptors| {
+            let json = |data: &Vec<u8>| match bytes.checked_sub(data.len()) {
+                Some(left) if data.len() <= MAX_RECORD_BYTES => {
+                    bytes = left;
+                    descriptors.to_json_within(data, &mut parts).map_err(data_error)
+                }
+                _ => Err(bindings::protobuf::Error::Exhausted(format!(
+                    "`to-json` takes {MAX_RECORD_BYTES} bytes of one record at most, and {MAX_DATA_BYTES} in one call"
+                ))),
+            };
+            data.iter().map(json).collect()
+        })
     }
 
     fn from_json(&mut self, json: Vec<String>) -> Vec<Result<Vec<u8>, bindings::protobuf::Error>> {
-        let data = |json: &String| {
-            if json.len() > MAX_JSON_BYTES {
+        let mut parts = MAX_CALL_PARTS;
+        self.look(json.iter().map(String::len).sum(), |descriptors| {
+            let data = |json: &String| {
+                if json.len() > MAX_JSON_BYTES {
+                    return Err(bindings::protobuf::Error::Exhausted(format!(
+                        "`from-json` takes {MAX_JSON_BYTES} bytes for one record at most"
+                    )));
+                }
+                descriptors.from_json_within(json, &mut parts).map_err(data_error)
+            };
+            json.iter().map(data).collect()
+        })
+    }
+}
+
+impl State {
+    /// Looks into so many bytes. Where they are many the thread is left to others meanwhile, and all of the time is the plugin's.
+    fn look<T>(&mut self, bytes: usize, look: impl FnOnce(&Descriptors) -> T) -> T {
+        if bytes <= QUICK_BYTES {
+            return look(&self.descriptors);
+        }
+        let began = Instant::now();
+        let has_other_threads =
+            Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+        let seen = if has_other_threads {
+            block_in_place(|| look(&self.descriptors))
+        } else {
+            look(&self.descriptors)
+        };
+        self.computing.worked(began.elapsed());
+        seen
+    }
+}
+
+/// The values at each path in each record.
+fn extracted(
+    descriptors: &Descriptors,
+    data: &[Vec<u8>],
+    paths: &[String],
+) -> Result<Vec<Vec<Vec<String>>>, bindings::protobuf::Error> {
+    let mut room = MAX_VALUE_BYTES;
+    let mut answer = Vec::with_capacity(data.len());
+    for data in data {
+        let mut of_record = Vec::with_capacity(paths.len());
+        for path in paths {
+            let mut values = Vec::new();
+            let is_too_much = descriptors.any_value(data, path, &mut |value| {
+                let Some(left) = room.checked_sub(value.len() + VALUE_BYTES) else {
+                    return true;
+                };
+                room = left;
+                values.push(value.to_owned());
+                false
+            });
+            if is_too_much {
                 return Err(bindings::protobuf::Error::Exhausted(format!(
-                    "`from-json` takes {MAX_JSON_BYTES} bytes for one record at most"
+                    "`extract` was asked for more than {MAX_VALUE_BYTES} bytes of values: ask for fewer records"
                 )));
             }
-            self.descriptors.from_json(json).map_err(data_error)
-        };
-        json.iter().map(data).collect()
+            of_record.push(values);
+        }
+        answer.push(of_record);
     }
+    Ok(answer)
 }
 
 fn data_error(error: DataError) -> bindings::protobuf::Error {
@@ -375,7 +418,7 @@ mod tests {
         let cases = [
             (list("0,", 200_000), true),
             (list("0,", 600_000), false),
-            (list("[],", 600_000), false),
+            (list("[],", 300_000), false),
             // Few commas, and many lists within lists.
             (list(&format!("{}{},", "[".repeat(50), "]".repeat(50)), 12_000), false),
             // Within a text they are no parts.
@@ -397,6 +440,13 @@ mod tests {
         };
         let answers = state.to_json(vec![nulls(1_000_000), nulls(100_000)]);
         assert!(matches!(&answers[..], [Err(Error::Exhausted(_)), Ok(_)]));
+        // Of all of a call there is no more than of a few such records.
+        let answers = state.to_json(vec![nulls(100_000); 20]);
+        let fit = answers.iter().filter(|answer| answer.is_ok()).count();
+        assert!((4..20).contains(&fit), "{fit}");
+        let answers = state.from_json(vec![list("0,", 200_000); 20]);
+        let fit = answers.iter().filter(|answer| answer.is_ok()).count();
+        assert!((4..20).contains(&fit), "{fit}");
     }
 
     #[test]

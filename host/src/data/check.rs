@@ -15,7 +15,8 @@ pub(super) enum Reach {
 }
 
 impl Schema {
-    /// Checks fields, text and nesting all the way down. Returns of how many fields and numbers of lists the message consists.
+    /// Checks fields, text and nesting all the way down. Returns how many parts the message has: fields and numbers of lists, each
+    /// counted once for every message that it lies in.
     pub(super) fn check(&self, id: MessageId, bytes: &[u8], reach: Reach) -> Result<usize, WireError> {
         self.check_level(id, bytes, reach, MAX_DEPTH)
     }
@@ -25,10 +26,11 @@ impl Schema {
         let Some(message) = self.message(id) else {
             return Ok(0);
         };
+        let levels = MAX_DEPTH - depth;
         let mut parts: usize = 0;
         for occurrence in Fields::of(bytes) {
             let occurrence = occurrence?;
-            parts = parts.saturating_add(1);
+            parts = parts.saturating_add(levels);
             let Payload::Bytes(payload) = occurrence.payload else {
                 continue;
             };
@@ -44,7 +46,7 @@ impl Schema {
                 }
                 kind if field.shape == Shape::List && kind.is_packable() => {
                     unpack(kind, payload).try_for_each(|number| {
-                        parts = parts.saturating_add(1);
+                        parts = parts.saturating_add(levels);
                         number.map(|_| ())
                     })?;
                 }

@@ -11,12 +11,10 @@ use super::{DataError, any};
 
 const ANY: &str = "google.protobuf.Any";
 
-/// Of how many fields, and numbers of lists, a message may consist that becomes JSON. One that is decoded for it takes up to
-/// a kilobyte for each, however small it is; the largest record that can be put would have one for each 16 bytes.
-const MAX_PARTS: usize = 1 << 18;
-
-/// How many commas and opening brackets JSON may have outside of its texts: each part may bring one of both.
-const MAX_JSON_PARTS: usize = 2 * MAX_PARTS;
+/// How many parts a message may have that becomes JSON or comes from it: fields, and values of lists, each counted once for
+/// every level that it lies deep, since it is handed through all of them. What is decoded takes up to a kilobyte for a part and a
+/// microsecond for each time that it counts, however small it is.
+pub(super) const MAX_PARTS: usize = 1 << 20;
 
 impl Descriptors {
     /// The JSON form of record data. Fields that have their default are left out, unknown fields too.
@@ -27,12 +25,21 @@ impl Descriptors {
     /// hold what JSON cannot say, such as a timestamp out of range or an `Any` of unknown type within; [`DataError::TooMany`]
     /// if they are made of more parts than memory should be given to.
     pub fn to_json(&self, data: &[u8]) -> Result<String, DataError> {
+        self.to_json_within(data, &mut { MAX_PARTS })
+    }
+
+    /// The same, as a part of what may have no more than `room` parts altogether; what it has is taken off.
+    ///
+    /// # Errors
+    ///
+    /// As [`to_json`](Self::to_json).
+    pub fn to_json_within(&self, data: &[u8], room: &mut usize) -> Result<String, DataError> {
         self.open(data)?;
         let (_, message) = self
             .schema()
             .find(ANY)
             .ok_or_else(|| DataError::UnknownType(ANY.to_owned()))?;
-        let json = self.message_json(message, data)?;
+        let json = self.message_json(message, data, room)?;
         Ok(json.to_string())
     }
 
@@ -44,9 +51,16 @@ impl Descriptors {
     /// [`DataError::UnknownType`] if the type is not known; [`DataError::Malformed`] if the text is not JSON or not the
     /// JSON of that message; [`DataError::TooMany`] if it has more parts than memory should be given to.
     pub fn from_json(&self, json: &str) -> Result<Vec<u8>, DataError> {
-        if parts(json) > MAX_JSON_PARTS {
-            return Err(DataError::TooMany(MAX_JSON_PARTS));
-        }
+        self.from_json_within(json, &mut { MAX_PARTS })
+    }
+
+    /// The same, as a part of what may have no more than `room` parts altogether; what it has is taken off.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_json`](Self::from_json).
+    pub fn from_json_within(&self, json: &str, room: &mut usize) -> Result<Vec<u8>, DataError> {
+        take(parts(json), room)?;
         let descriptor = self
             .descriptor(ANY)
             .ok_or_else(|| DataError::UnknownType(ANY.to_owned()))?;
@@ -61,13 +75,15 @@ impl Descriptors {
     }
 
     /// The JSON form of an encoded message.
-    pub(super) fn message_json(&self, message: &Message, bytes: &[u8]) -> Result<serde_json::Value, DataError> {
+    pub(super) fn message_json(
+        &self,
+        message: &Message,
+        bytes: &[u8],
+        room: &mut usize,
+    ) -> Result<serde_json::Value, DataError> {
         // The library opens an `Any` within an `Any` without end, so that the nesting must be known to be sound before.
         if let Some((id, _)) = self.schema().find(message.descriptor.full_name()) {
-            let parts = self.schema().check(id, bytes, Reach::Anys)?;
-            if parts > MAX_PARTS {
-                return Err(DataError::TooMany(MAX_PARTS));
-            }
+            take(self.schema().check(id, bytes, Reach::Anys)?, room)?;
         }
         let message = DynamicMessage::decode(message.descriptor.clone(), bytes)
             .map_err(|error| DataError::Malformed(error.to_string()))?;
@@ -86,18 +102,31 @@ impl Descriptors {
     }
 }
 
-/// How many commas and opening brackets there are outside of texts.
+/// Takes parts off what there is room for, where they are not too many for one message.
+fn take(parts: usize, room: &mut usize) -> Result<(), DataError> {
+    let left = room.checked_sub(parts).filter(|_| parts <= MAX_PARTS);
+    *room = left.ok_or(DataError::TooMany(MAX_PARTS))?;
+    Ok(())
+}
+
+/// How many parts JSON has: as many as commas and opening brackets outside of its texts.
 fn parts(json: &str) -> usize {
     let (mut is_text, mut is_escaped) = (false, false);
-    let mut is_part = |byte: &u8| {
-        match *byte {
+    let (mut parts, mut depth): (usize, usize) = (0, 0);
+    for byte in json.bytes() {
+        match byte {
             _ if is_escaped => is_escaped = false,
             b'\\' if is_text => is_escaped = true,
             b'"' => is_text = !is_text,
-            b',' | b'{' | b'[' => return !is_text,
+            _ if is_text => {}
+            b'{' | b'[' => {
+                depth = depth.saturating_add(1);
+                parts = parts.saturating_add(depth);
+            }
+            b',' => parts = parts.saturating_add(depth),
+            b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        false
-    };
-    json.as_bytes().iter().filter(|byte| is_part(byte)).count()
+    }
+    parts
 }

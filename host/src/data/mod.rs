@@ -42,8 +42,8 @@ pub enum DataError {
     /// The bytes, or the JSON, are not what they should be; what is wrong with them.
     #[error("malformed data: {0}")]
     Malformed(String),
-    /// The data consists of more parts than this, and would take too much memory as JSON.
-    #[error("the data has more than {0} parts, which are too many for JSON")]
+    /// The data, or all that is asked for at once, has more parts than this, and would take too much memory and time as JSON.
+    #[error("more than {0} parts, each counted once for every level that it lies deep, are too many for JSON")]
     TooMany(usize),
 }
 

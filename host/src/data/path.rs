@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 
 use super::any::Any;
 use super::descriptors::Descriptors;
+use super::json::MAX_PARTS;
 use super::scalar::{duration_text, number_text, timestamp_text, unpack};
 use super::schema::{Field, Form, Kind, Message, MessageId, Shape};
 use super::structure::{Value, elements, entries, joined};
@@ -109,7 +110,7 @@ impl<'d> Walk<'d, '_> {
                 },
                 None => Ok(false),
             },
-            _ => match self.descriptors.message_json(message, bytes) {
+            _ => match self.descriptors.message_json(message, bytes, &mut { MAX_PARTS }) {
                 Ok(serde_json::Value::String(text)) => Ok((self.test)(&text)),
                 Ok(json) => Ok((self.test)(&json.to_string())),
                 Err(_) => Ok(false),

@@ -110,7 +110,15 @@ impl Data for Look {
 
     fn read_json(&self, json: Vec<String>) -> Vec<Result<Vec<u8>, JsonError>> {
         let answers = protobuf::from_json(&json);
-        answers.into_iter().map(|answer| answer.map_err(json_error)).collect()
+        let again = |(answer, json): (Result<Vec<u8>, protobuf::Error>, String)| match answer {
+            // All together may be too much where each is not.
+            Err(protobuf::Error::Exhausted(_)) => match protobuf::from_json(&[json]).pop() {
+                Some(answer) => answer.map_err(json_error),
+                None => Err(JsonError::Malformed),
+            },
+            answer => answer.map_err(json_error),
+        };
+        answers.into_iter().zip(json).map(again).collect()
     }
 }
 

@@ -12,7 +12,7 @@
 //!
 //! It costs nothing while versions come without gaps, and one more query where one is new. Transactions of Pomerium's last
 //! milliseconds. One that hangs holds all readers up, so after [`LONGEST`] the horizon is raised all the same, with a
-//! warning: a change may then be missed until its record is written again.
+//! warning, and it is not waited for again: a change may then be missed until its record is written again.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -45,6 +45,32 @@ fn place(horizon: &str) -> String {
          (SELECT coalesce(min(version), 0) AS earliest, coalesce(max(version), 0) AS latest FROM pomerium.record_changes r \
            WHERE {WRITTEN}) e LIMIT 1"
     )
+}
+
+/// Transactions that were waited for in vain, as long as they go on.
+#[derive(Default)]
+pub(crate) struct GivenUp {
+    locking: HashSet<String>,
+    /// On a standby: the first that had not ended.
+    oldest: Option<i64>,
+}
+
+impl GivenUp {
+    fn add(&mut self, writing: Writing) {
+        self.locking.extend(writing.locking);
+        self.oldest = writing.next.map(|_| writing.oldest);
+    }
+
+    fn leave_out(&mut self, writing: &mut Writing) {
+        self.locking.retain(|transaction| writing.locking.contains(transaction));
+        writing
+            .locking
+            .retain(|transaction| !self.locking.contains(transaction));
+        if self.oldest == Some(writing.oldest) {
+            // What has begun since cannot be told from it.
+            writing.next = writing.next.map(|_| writing.oldest);
+        }
+    }
 }
 
 /// How long those are waited for who may be writing below what is seen.
@@ -238,33 +264,31 @@ impl<D: Database, J: Data> Store<D, J> {
             writing = self.writing().await?;
         }
         while !writing.has_ended() && self.horizon.get() < version {
-            if waited >= LONGEST {
-                if !self.stalled.replace(true) {
-                    self.database.warn(&format!(
-                        "a transaction has been writing changes for more than {} s; readers no longer wait for it, and may miss what \
-                         it commits: look into pg_stat_activity",
-                        LONGEST.as_secs()
-                    ));
-                }
-                return Ok(true);
-            }
             self.database.sleep(pause).await;
             waited += pause;
             pause = (pause * 2).min(LONGEST_PAUSE);
             writing.keep(&self.writing().await?);
-        }
-        if writing.has_ended() {
-            self.stalled.set(false);
+            if waited >= LONGEST && !writing.has_ended() {
+                self.database.warn(&format!(
+                    "a transaction has been writing changes for more than {} s; readers no longer wait for it, and may miss what \
+                     it commits: look into pg_stat_activity",
+                    LONGEST.as_secs()
+                ));
+                self.given_up.borrow_mut().add(writing);
+                break;
+            }
         }
         Ok(true)
     }
 
     async fn writing(&self) -> Result<Writing, Error> {
         let mut row = self.one(WRITING, Vec::new()).await?;
-        Ok(Writing {
+        let mut writing = Writing {
             locking: row.texts()?.into_iter().collect(),
             oldest: row.number()?,
             next: row.integer()?,
-        })
+        };
+        self.given_up.borrow_mut().leave_out(&mut writing);
+        Ok(writing)
     }
 }

@@ -89,7 +89,7 @@ impl<D: Database, J: Data> Store<D, J> {
             seen: std::cell::Cell::new(None),
             wrote: std::cell::Cell::new(0),
             sound_at: std::cell::Cell::new(None),
-            stalled: std::cell::Cell::new(false),
+            given_up: std::cell::RefCell::default(),
             empty_at: std::cell::Cell::new(None),
             never_given: std::cell::Cell::new(0),
             looked_at: std::cell::Cell::new(None),

@@ -29,7 +29,7 @@ const KINDS: &[&str] = &[
 const NAMELESS: &str = "KIND_";
 
 /// A number that changes whenever any type's options do.
-pub(crate) const OPTIONS_REVISION: &str = "(SELECT ('x' || left(md5(coalesce(string_agg(o::text, ' ' ORDER BY o.type), '')), 15))::bit(60)::bigint FROM pomerium.record_options o)";
+pub(crate) const OPTIONS_REVISION: &str = "(SELECT pg_catalog.hashtextextended(coalesce(string_agg(o::text, ' ' ORDER BY o.type), '') COLLATE \"C\", 0) & 9223372036854775807 FROM pomerium.record_options o)";
 
 /// How records of a type are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,8 +107,8 @@ impl<D: Database, J: Data> Store<D, J> {
 
     async fn observe(&self) -> Result<Observed, Error> {
         let query = format!(
-            "SELECT {OPTIONS_REVISION} AS options, (SELECT ('x' || left(md5(coalesce(string_agg(s.kind || ' ' || s.endpoint, ' ' ORDER BY s.kind, s.endpoint), '')), 15)) \
-             ::bit(60)::bigint FROM pomerium.services s WHERE s.expires_at > clock_timestamp()) AS services"
+            "SELECT {OPTIONS_REVISION} AS options, (SELECT pg_catalog.hashtextextended(coalesce(string_agg(s.kind || ' ' || s.endpoint, ' ' ORDER BY s.kind, s.endpoint), '') COLLATE \"C\", 0) \
+             & 9223372036854775807 FROM pomerium.services s WHERE s.expires_at > clock_timestamp()) AS services"
         );
         let (place, rows) = self.read_at_place(&query, Parameters::default(), Until::Ended).await?;
         let position = place.position;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::database::{Data, Database, Failure, FailureKind, Query, Row, Session, Value};
 use crate::functions::Functions;
+use crate::horizon::GivenUp;
 use crate::timeline::Seen;
 
 /// How often a call is tried where transactions of others are in its way.
@@ -72,8 +73,8 @@ pub struct Store<D, J> {
     pub(crate) wrote: Cell<i64>,
     /// The newest change when it was looked last whether the database has lost any.
     pub(crate) sound_at: Cell<Option<i64>>,
-    /// True once the operator was told of a transaction that hangs, until nothing does.
-    pub(crate) stalled: Cell<bool>,
+    /// Whose writes are not waited for.
+    pub(crate) given_up: RefCell<GivenUp>,
     /// When the change log was seen last without a change; none once it had one.
     pub(crate) empty_at: Cell<Option<Instant>>,
     /// Below the first change that came to the empty log no version was given to any.

@@ -26,8 +26,8 @@ pub(crate) struct Seen {
 /// By what a change is known again: a number that follows from its key and time. 0 where there is none with this version.
 pub(crate) fn mark(version: &str) -> String {
     format!(
-        "coalesce((SELECT ('x' || pg_catalog.left(pg_catalog.md5(c.type || ' ' || c.id || ' ' || \
-           pg_catalog.encode(pg_catalog.timestamptz_send(c.modified_at), 'hex')), 15))::bit(60)::bigint \
+        "coalesce((SELECT pg_catalog.hashtextextended((c.type || ' ' || c.id || ' ' || \
+           pg_catalog.encode(pg_catalog.timestamptz_send(c.modified_at), 'hex')) COLLATE \"C\", 0) \
          FROM pomerium.record_changes c WHERE c.version = {version}), 0)"
     )
 }
@@ -87,7 +87,7 @@ impl<D: Database, J: Data> Store<D, J> {
         let missing = known.saturating_sub(given).max(0);
         run(skip, vec![sequence, Value::Integer(missing)]).await?;
         let anew = "UPDATE pomerium.migration_info SET server_version = \
-              ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.random()::text || pg_catalog.clock_timestamp()::text), 15))::bit(60)::bigint + 1 \
+              (pg_catalog.hashtextextended(pg_catalog.random()::text || pg_catalog.clock_timestamp()::text, 0) & 9223372036854775806) + 1 \
             WHERE server_version = $1";
         run(anew, vec![Value::Integer(server_version)]).await?;
         run("SELECT pg_catalog.pg_notify('pomerium_record_change', '')", Vec::new()).await?;

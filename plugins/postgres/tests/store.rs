@@ -756,6 +756,37 @@ async fn a_reader_of_a_standby_waits_for_the_primarys_transactions() {
     assert_eq!(changes(&store, 3).await.unwrap(), [(5, "after".to_owned(), false)]);
 }
 
+#[tokio::test]
+async fn a_transaction_that_hangs_is_waited_for_once() {
+    let server = PostgresServer::start().unwrap();
+    let warnings = Warnings::default();
+    let store = open_heard(connect(&server.url()).await, Arc::clone(&warnings))
+        .await
+        .unwrap();
+    put(&store, vec![upsert("t", "first", b"x")]).await.unwrap();
+    let pool = connect(&server.url()).await;
+    let mut hanging = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    hanging.run(&statement(&foreign("late", "{}"), &[])).await.unwrap();
+    server.sql(&foreign("early", "{}")).unwrap();
+    assert_eq!(changes(&store, 1).await.unwrap(), [(3, "early".to_owned(), false)]);
+    for version in [5, 7] {
+        server
+            .sql("SELECT nextval(pg_get_serial_sequence('pomerium.record_changes', 'version'))")
+            .unwrap();
+        server.sql(&foreign("after a gap", "{}")).unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(5), changes(&store, version - 1)).await;
+        let read = read.expect("it is not waited for again").unwrap();
+        assert_eq!(read, [(version, "after a gap".to_owned(), false)]);
+    }
+    let told = warnings
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|text| text.contains("no longer wait"))
+        .count();
+    assert_eq!(told, 1);
+}
+
 /// Takes a database back to when it had this newest version, as a failover to a standby that was behind does.
 fn fall_back(server: &PostgresServer, version: u64) {
     server
