@@ -36,25 +36,6 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Whether the log reaches as far as a stream is to begin. Where it does not, the client has seen what the store has lost since:
-    /// it would be sent none of what takes that place. Another host may have seen more than this one for as long as
-    /// transactions are waited for.
-    async fn reaches(&self, version: Version, shared: bool) -> Result<bool, BrokerError> {
-        const PAUSE: Duration = Duration::from_millis(250);
-        const PAUSES: u32 = 60;
-        let mut pauses = 0;
-        loop {
-            if version <= self.hub.position().1 || version <= self.backend.current().await?.latest_version {
-                return Ok(true);
-            }
-            if !shared || pauses == PAUSES {
-                return Ok(false);
-            }
-            tokio::time::sleep(PAUSE).await;
-            pauses += 1;
-        }
-    }
-
     /// Reads a page of changes. Where the plugin stops over it, it is asked once more: the store may be open again by then, and
     /// the page says if its content is another.
     async fn changes(&self, request: ChangesRequest) -> Result<ChangesPage, BackendError> {
@@ -86,9 +67,6 @@ pub async fn sync(
     let hub_knows = !shared && !sources.hub.in_doubt();
     if hub_knows && sources.hub.position().0 != start.server_version {
         return Err(BrokerError::InvalidServerVersion);
-    }
-    if !sources.reaches(start.record_version, shared).await? {
-        return Err(BrokerError::InvalidRecordVersion);
     }
     let mut stream = SyncStream {
         wake: sources.hub.subscribe(start.record_type.clone()),
