@@ -3,7 +3,7 @@
 //! The engine names a bound in its own words, knows nothing of settings, and has types for two of these errors only. So they are
 //! told apart by those words. A row of `tests/hostile` for each holds them to the engine that is built in.
 
-use super::instance::Limits;
+use super::Limits;
 
 /// A bound that the engine keeps.
 struct Bound {

@@ -13,32 +13,29 @@
 //! the computing of other calls: a plugin that many ask is slow, not stuck. How many calls it has at once is bounded, and so
 //! is how many wait to be let in, and for how long; who is refused there was not called at all.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use wasmtime::component::{Accessor, ComponentNamedList, ComponentType, GuestTaskId, Lift, Lower, TypedFunc};
-use wasmtime::{AsContextMut as _, Store, UpdateDeadline};
+use wasmtime::{AsContextMut as _, Store};
 
 use super::bindings::store::Guest;
+use super::computing::{Computing, bound_compute};
 use super::engine::EPOCH;
+use super::gate::{Closing, Gate, Refused};
 use super::log::PluginLog;
 use super::plugin::Plugin;
 use super::report::{Report, Reports};
 use super::sql::Sql;
 use super::state::State;
-use super::{bound, convert};
+use super::{Limits, bound, convert};
 use crate::backend::BackendError;
 use crate::data::Descriptors;
-
-/// The call that is there before all others.
-const OPEN: &str = "open";
 
 /// How many calls are started in one go.
 const STARTED: usize = 256;
@@ -64,79 +61,6 @@ const APART: [&str; 10] = [
 
 /// However much others compute, no call takes so many times its limit.
 const BUSY: u32 = 10;
-
-/// What an instance may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of memory.
-    pub memory_bytes: usize,
-    /// How many linear memories it may have. Modules mostly share one, and each takes 4 GiB of addresses.
-    pub memories: usize,
-    /// How many tables it may have; most modules have one.
-    pub tables: usize,
-    /// Elements of all tables together, of 16 bytes each.
-    pub table_elements: usize,
-    /// How many modules it may be made of once it runs: those of an interpreter and its shared libraries are some dozens.
-    pub instances: usize,
-    /// Handles of whatever kind, those of calls of the host's that have no answer yet among them; one more ends it. A handle takes
-    /// some hundred bytes of the host, the fields of an HTTP request and a call that waits 8 KiB at most.
-    pub handles: usize,
-    /// Transactions of its database, with those that wait for a connection. Each holds one of the pool's until it ends.
-    pub transactions: usize,
-    /// Listeners to its database; one more ends it. Each is a connection beside the pool.
-    pub listeners: usize,
-    /// Lines of the log that may come at once; what is beyond is left out and counted.
-    pub log_burst: u32,
-    /// Lines a second that may come after those; 1 at least.
-    pub log_rate: u32,
-    /// For how long it may compute for one call, with what the host computes for it. The time that the call waits does not
-    /// count; it is measured in steps of 10 ms, of which going on after a pause is one.
-    pub compute: Duration,
-    /// For how long it may compute without giving other calls their turn, which is as long as one call delays the others.
-    /// Only while it opens its store, with no other calls there, it may take longer.
-    pub turn: Duration,
-    /// Bytes of what one call may return.
-    pub answer_bytes: usize,
-    /// Most records that it is asked for in one page, or to evict in one call; 1 at least.
-    pub page_records: u32,
-    /// How long a call may take, waiting for whatever the plugin asks of the host included, but not the time in which the
-    /// instance computes for other calls. Ten times as long in any case.
-    pub call: Duration,
-    /// How many calls may be under way at once; 1 at least.
-    pub calls: usize,
-    /// How many more may wait to be let in.
-    pub queue: usize,
-    /// How long one may wait to be let in.
-    pub queue_time: Duration,
-}
-
-impl Default for Limits {
-    /// All the memory that 32 bits can address, 30 seconds of computing, 10 of them at a stretch, and 128 MiB; a minute for a
-    /// call, 1024 of them, and 4096 more that wait for 10 seconds at most. Of all else far more than a plugin comes to that works.
-    fn default() -> Self {
-        Self {
-            // The last page of the 4 GiB stays out, since no length of 32 bits can say the whole.
-            memory_bytes: usize::try_from((1_u64 << 32) - (1 << 16)).unwrap_or(usize::MAX),
-            memories: 100,
-            tables: 1000,
-            table_elements: 1_000_000,
-            instances: 1000,
-            handles: 16 * 1024,
-            transactions: 64,
-            listeners: 8,
-            log_burst: 200,
-            log_rate: 20,
-            compute: Duration::from_secs(30),
-            turn: Duration::from_secs(10),
-            answer_bytes: 128 * 1024 * 1024,
-            page_records: 1024,
-            call: Duration::from_secs(60),
-            calls: 1024,
-            queue: 4096,
-            queue_time: Duration::from_secs(10),
-        }
-    }
-}
 
 /// A call, as it goes to the instance's task.
 type Job = Box<dyn for<'a> FnOnce(&'a Accessor<State>, &'a Guest) -> BoxFuture<'a, wasmtime::Result<()>> + Send>;
@@ -326,88 +250,6 @@ impl Instance {
     }
 }
 
-/// Lets as many calls in as may be under way.
-struct Gate {
-    room: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    limits: Limits,
-}
-
-/// Why a call was not let in.
-enum Refused {
-    /// There is no instance any more.
-    Ended,
-    /// There are too many calls; for the caller.
-    Busy(String),
-}
-
-impl Gate {
-    fn new(limits: Limits) -> Self {
-        Self {
-            room: Arc::new(Semaphore::new(limits.calls.clamp(1, Semaphore::MAX_PERMITS))),
-            waiting: AtomicUsize::new(0),
-            limits,
-        }
-    }
-
-    async fn enter(&self) -> Result<OwnedSemaphorePermit, Refused> {
-        match Arc::clone(&self.room).try_acquire_owned() {
-            Ok(permit) => return Ok(permit),
-            Err(TryAcquireError::Closed) => return Err(Refused::Ended),
-            Err(TryAcquireError::NoPermits) => {}
-        }
-        let Limits {
-            calls,
-            queue,
-            queue_time,
-            ..
-        } = self.limits;
-        let waiting = Waiting::begin(&self.waiting);
-        if waiting.number > queue {
-            return Err(Refused::Busy(format!(
-                "the storage plugin is busy: {calls} calls are under way and {queue} wait; nothing was changed, try again"
-            )));
-        }
-        match tokio::time::timeout(queue_time, Arc::clone(&self.room).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(Refused::Ended),
-            Err(_) => Err(Refused::Busy(format!(
-                "the storage plugin is busy: none of {calls} calls has made room within {queue_time:?}; nothing was changed, \
-                 try again"
-            ))),
-        }
-    }
-}
-
-/// One of those who wait, for as long as it lives.
-struct Waiting<'a> {
-    all: &'a AtomicUsize,
-    /// How many there are with it.
-    number: usize,
-}
-
-impl<'a> Waiting<'a> {
-    fn begin(all: &'a AtomicUsize) -> Self {
-        let number = all.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        Self { all, number }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.all.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Closes the gate when it is dropped.
-struct Closing(Arc<Gate>);
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        self.0.room.close();
-    }
-}
-
 /// Waits for a call within its limit, which ends with an error if it takes longer.
 async fn in_time<T>(
     accessor: &Accessor<State>,
@@ -518,156 +360,6 @@ impl Progress {
     }
 }
 
-/// For how many epochs an instance has computed.
-pub(super) struct Computing {
-    /// Since when it computes: since it was last looked at, or went on after that.
-    since: Arc<Mutex<Instant>>,
-    /// The calls that are under way.
-    calls: HashMap<GuestTaskId, UnderWay>,
-    /// For none of them, since one last ended: what a call leaves behind after its answer.
-    other: u64,
-    /// In all.
-    all: u64,
-    /// Without having let go of the instance.
-    turn: u64,
-    /// What the host has done for it, which is not counted yet.
-    worked: u64,
-}
-
-/// A call that is under way.
-struct UnderWay {
-    /// The function's name.
-    name: &'static str,
-    /// For how many epochs it has computed.
-    epochs: u64,
-}
-
-impl Default for Computing {
-    fn default() -> Self {
-        Self {
-            since: Arc::new(Mutex::new(Instant::now())),
-            calls: HashMap::new(),
-            other: 0,
-            all: 0,
-            turn: 0,
-            worked: 0,
-        }
-    }
-}
-
-impl Computing {
-    fn is_idle(&self) -> bool {
-        self.calls.is_empty()
-    }
-
-    fn begin(&mut self, call: GuestTaskId, name: &'static str) {
-        self.calls.insert(call, UnderWay { name, epochs: 0 });
-    }
-
-    fn end(&mut self, call: GuestTaskId) {
-        self.calls.remove(&call);
-        self.other = 0;
-    }
-
-    /// All calls have had their turn.
-    fn next_turn(&mut self) {
-        self.turn = 0;
-        *self.since.lock() = Instant::now();
-    }
-
-    /// True while the store is being opened: nobody else calls before that is done.
-    fn is_opening(&self) -> bool {
-        self.calls.values().any(|call| call.name == OPEN)
-    }
-
-    /// Counts what has passed since it was last looked at, and says how many that makes.
-    fn count(&mut self, call: Option<GuestTaskId>) -> u64 {
-        let passed = epochs_passed(self.since.lock().elapsed()).saturating_add(std::mem::take(&mut self.worked));
-        self.all = self.all.saturating_add(passed);
-        self.turn = self.turn.saturating_add(passed);
-        let epochs = match call.and_then(|call| self.calls.get_mut(&call)) {
-            Some(call) => &mut call.epochs,
-            None => &mut self.other,
-        };
-        *epochs = epochs.saturating_add(passed);
-        *epochs
-    }
-
-    /// For how many it has computed that were not this call's.
-    fn of_others(&self, call: GuestTaskId) -> u64 {
-        let own = self.calls.get(&call).map_or(0, |call| call.epochs);
-        self.all.saturating_sub(own)
-    }
-
-    /// Counts how long the host itself was at work for it just now.
-    pub(super) fn worked(&mut self, time: Duration) {
-        /// What is beyond the bounds of such work is time in which the machine was halted.
-        const MOST: Duration = Duration::from_secs(8);
-        self.worked = self.worked.saturating_add(epochs(time.min(MOST)));
-        *self.since.lock() = Instant::now();
-    }
-
-    /// The functions that are under way, each with how often.
-    fn functions(&self) -> String {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for call in self.calls.values() {
-            *counts.entry(call.name).or_default() += 1;
-        }
-        let count = |(name, count): (&str, usize)| match count {
-            1 => name.to_owned(),
-            count => format!("{name} ({count} times)"),
-        };
-        counts.into_iter().map(count).collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// How many epochs are counted for the time since an instance was last looked at. It is looked at in each, unless the host
-/// itself is at work for it, or nothing ran at all: on a busy or a halted machine that is not the plugin's doing.
-fn epochs_passed(time: Duration) -> u64 {
-    /// A look that is late by less is the machine's doing.
-    const LATE: Duration = Duration::from_millis(100);
-    /// No more is counted at once, so that a machine that was halted for a minute does not end what runs on it.
-    const MOST: Duration = Duration::from_secs(1);
-    if time < LATE { 1 } else { epochs(time.min(MOST)) }
-}
-
-fn epochs(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos() / EPOCH.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Stops a plugin that computes for too long, and until then makes it let go of the thread after each epoch.
-///
-/// It is counted for each call by itself: calls that end do not give others more time, and many calls that wait for their
-/// turn do not make any of them late.
-///
-/// What it may compute at a stretch is bounded besides: no other call goes on meanwhile.
-fn bound_compute(store: &mut Store<State>, limits: Limits) {
-    let Limits { compute, turn, .. } = limits;
-    let (most, most_at_a_stretch) = (epochs(compute), epochs(turn));
-    store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(move |mut context| {
-        // The last of the stack is what the host has called.
-        let call = context.async_call_stack()?.last();
-        let computing = &mut context.data_mut().computing;
-        if computing.count(call) > most {
-            wasmtime::bail!("it computed for more than {compute:?} in one call (DATABROKER_PLUGIN_COMPUTE_TIME)");
-        }
-        if computing.turn > most_at_a_stretch && !computing.is_opening() {
-            wasmtime::bail!(
-                "it computed for more than {turn:?} without giving other calls their turn (DATABROKER_PLUGIN_TURN_TIME)"
-            );
-        }
-        let since = Arc::clone(&computing.since);
-        let pause = async move {
-            // The runtime's own way of yielding lets timers and sockets have their turn too, which a task that only wakes
-            // itself does not.
-            tokio::task::yield_now().await;
-            *since.lock() = Instant::now();
-        };
-        Ok(UpdateDeadline::YieldCustom(1, Box::pin(pause)))
-    });
-}
-
 /// Why an instance has ended, with all that helps its author.
 fn report(plugin: &str, limits: Limits, state: &State, error: &wasmtime::Error) -> Report {
     let mut cause = convert::text(&error.root_cause().to_string());
@@ -692,13 +384,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_of_host_calls_counts_and_a_halted_machine_hardly() {
-        for (milliseconds, expected) in [(0, 1), (10, 1), (99, 1), (250, 25), (1000, 100), (3_600_000, 100)] {
-            assert_eq!(
-                epochs_passed(Duration::from_millis(milliseconds)),
-                expected,
-                "{milliseconds} ms"
-            );
+    fn what_is_called_apart_are_functions_of_the_interface() {
+        let interface = include_str!("../../../wit/storage-0.1.0/store.wit");
+        let adapter = include_str!("adapter.rs");
+        for name in APART.iter().chain([&NEWS.0]) {
+            assert!(interface.contains(&format!("    {name}: async func(")), "{name}");
+            assert!(adapter.contains(&format!("ask(\"{name}\",")), "{name}");
         }
     }
 }

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use super::Limits;
 use super::convert;
-use super::instance::Limits;
 
 /// A line of standard output or error without an end is written in pieces of this many bytes.
 const MAX_LINE: usize = 4096;

@@ -18,10 +18,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use wasmtime::component::{Accessor, HasSelf, Resource};
 
+use super::Limits;
 use super::bindings::sql;
 use super::database::Database;
 use super::grants::Refused;
-use super::instance::Limits;
 use super::state::State;
 
 /// The import's name, without its version.

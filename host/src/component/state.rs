@@ -15,9 +15,10 @@ use wasmtime::ResourceLimiter;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
+use super::Limits;
 use super::bindings::{self, World};
+use super::computing::Computing;
 use super::grants::{self, Granted, Http, Named, Network};
-use super::instance::{Computing, Limits};
 use super::log::{Level, PluginLog};
 use super::sql::Sql;
 use crate::data::{DataError, Descriptors};

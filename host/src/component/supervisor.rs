@@ -20,10 +20,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::Limits;
 use super::adapter::ComponentBackend;
 use super::database::Database;
 use super::grants::Refusals;
-use super::instance::{Instance, Limits};
+use super::instance::Instance;
 use super::laws;
 use super::plugin::Plugin;
 use super::report::Reports;

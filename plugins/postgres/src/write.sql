@@ -25,6 +25,7 @@ AS $function$
 DECLARE
     sequence CONSTANT regclass := in_sequence;
     now_rounded CONSTANT timestamptz := timestamptz 'epoch' + (in_now / 1000) * interval '1 microsecond';
+    are_all_kept boolean;
 BEGIN
     -- An operator may have set that a transaction sees what was there when it began, which is before it had the lock.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -66,11 +67,22 @@ BEGIN
         INSERT INTO pomerium.records AS r (type, id, version, data, modified_at, index_cidr)
         SELECT type, id, version, data, now_rounded, network::inet FROM input WHERE is_last AND NOT deleted
         ON CONFLICT (type, id) DO UPDATE SET version = EXCLUDED.version, data = EXCLUDED.data,
-            modified_at = EXCLUDED.modified_at, index_cidr = EXCLUDED.index_cidr WHERE r.version < EXCLUDED.version),
+            modified_at = EXCLUDED.modified_at, index_cidr = EXCLUDED.index_cidr WHERE r.version < EXCLUDED.version
+        RETURNING r.version),
     stale AS (
         DELETE FROM pomerium.host_exact d WHERE d.version = ANY (ARRAY (SELECT i.old FROM input i WHERE i.is_last))
         AND (SELECT c.version FROM pomerium.record_changes c WHERE c.version = d.version) IS NULL)
-    SELECT array_agg(version ORDER BY n) INTO versions FROM input;
+    SELECT array_agg(version ORDER BY n), count(*) FILTER (WHERE is_last AND NOT deleted) = (SELECT count(*) FROM kept)
+    INTO versions, are_all_kept FROM input;
+    -- A record with a higher version is one that a process of Pomerium's has written meanwhile; unless nobody was ever given that
+    -- version, as where records were copied without their sequence. Then what is written here would be lost.
+    IF NOT are_all_kept AND EXISTS (
+        SELECT FROM unnest(in_types, in_ids) AS k(type, id)
+        CROSS JOIN LATERAL (SELECT r.version FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id OFFSET 0) r
+        WHERE r.version > pg_sequence_last_value(sequence)) THEN
+        RAISE EXCEPTION 'a record has a version that the sequence of pomerium.record_changes has not reached'
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'A host moves the sequence on when it starts.';
+    END IF;
 
     IF true = ANY (in_deleted) THEN
         DELETE FROM pomerium.records WHERE ctid = ANY (ARRAY (

@@ -1,0 +1,96 @@
+//! How many calls of clients an instance has at once, and how many wait to be let in, and for how long.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+
+use super::Limits;
+
+/// Lets as many calls in as may be under way.
+pub(super) struct Gate {
+    room: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    limits: Limits,
+}
+
+/// Why a call was not let in.
+pub(super) enum Refused {
+    /// There is no instance any more.
+    Ended,
+    /// There are too many calls; for the caller.
+    Busy(String),
+}
+
+impl Gate {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(limits.calls.clamp(1, Semaphore::MAX_PERMITS))),
+            waiting: AtomicUsize::new(0),
+            limits,
+        }
+    }
+
+    /// Waits until there is room for a call, which is taken until the permit is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] if it is not let in: nothing was called.
+    pub(super) async fn enter(&self) -> Result<OwnedSemaphorePermit, Refused> {
+        match Arc::clone(&self.room).try_acquire_owned() {
+            Ok(permit) => return Ok(permit),
+            Err(TryAcquireError::Closed) => return Err(Refused::Ended),
+            Err(TryAcquireError::NoPermits) => {}
+        }
+        let Limits {
+            calls,
+            queue,
+            queue_time,
+            ..
+        } = self.limits;
+        let waiting = Waiting::begin(&self.waiting);
+        if waiting.number > queue {
+            return Err(Refused::Busy(format!(
+                "the storage plugin is busy: {calls} calls are under way and {queue} wait (DATABROKER_PLUGIN_CALLS, DATABROKER_PLUGIN_QUEUE); \
+                 nothing was changed, try again"
+            )));
+        }
+        match tokio::time::timeout(queue_time, Arc::clone(&self.room).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(Refused::Ended),
+            Err(_) => Err(Refused::Busy(format!(
+                "the storage plugin is busy: none of {calls} calls has made room within {queue_time:?} (DATABROKER_PLUGIN_CALLS, \
+                 DATABROKER_PLUGIN_QUEUE_TIME); nothing was changed, try again"
+            ))),
+        }
+    }
+}
+
+/// One of those who wait, for as long as it lives.
+struct Waiting<'a> {
+    all: &'a AtomicUsize,
+    /// How many there are with it.
+    number: usize,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(all: &'a AtomicUsize) -> Self {
+        let number = all.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        Self { all, number }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Closes the gate when it is dropped.
+pub(super) struct Closing(pub(super) Arc<Gate>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.room.close();
+    }
+}
