@@ -188,6 +188,11 @@ impl Failure {
         const TABLE: &str = "42P01";
         matches!(self.code.as_deref(), Some(FUNCTION | TABLE))
     }
+
+    /// True where somebody held what a statement wanted for longer than it was to wait.
+    pub(crate) fn is_of_a_lock(&self) -> bool {
+        self.code.as_deref() == Some("55P03")
+    }
 }
 
 /// Where statements run: a database, or a transaction.

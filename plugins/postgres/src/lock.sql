@@ -4,7 +4,8 @@
 -- and is committed after it, and never come back. So where there are some (in_company) they are kept from writing for as long
 -- as this takes, once what they write now is done. A vacuum is not waited for longer than others of their writes take; then it
 -- goes without. Of theirs, a patch may hold a record that is written here and wait for this: then this gives way, before the
--- server looks for circles (deadlock_timeout, 1 s), and is tried again.
+-- server looks for circles (deadlock_timeout, 1 s), and is tried again. It gives way to whoever else holds a record as well: all
+-- hosts wait for this.
 CREATE FUNCTION pomerium.{name}(in_company boolean) RETURNS void
 LANGUAGE plpgsql
 -- Whoever may make functions in another schema must not have them called in place of the server's own.
@@ -16,10 +17,10 @@ BEGIN
         BEGIN
             SET LOCAL lock_timeout = '50ms';
             LOCK TABLE pomerium.record_changes IN SHARE MODE;
-            SET LOCAL lock_timeout = '300ms';
         EXCEPTION WHEN lock_not_available THEN
             NULL;
         END;
     END IF;
+    SET LOCAL lock_timeout = '300ms';
 END
 $function$

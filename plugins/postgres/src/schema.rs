@@ -94,6 +94,7 @@ impl<D: Database, J: Data> Store<D, J> {
             never_given: std::cell::Cell::new(0),
             looked_at: std::cell::Cell::new(None),
             swept: std::cell::Cell::new(0),
+            held: std::cell::RefCell::default(),
             told_of: std::cell::RefCell::default(),
             sequence,
             functions,

@@ -1,16 +1,21 @@
 //! The store as a whole, and why its calls fail.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use crate::database::{Data, Database, Failure, FailureKind, Query, Row, Session, Value};
 use crate::functions::Functions;
 use crate::horizon::GivenUp;
+use crate::record::Key;
 use crate::timeline::Seen;
 
 /// How often a call is tried where transactions of others are in its way.
 const TRIES: usize = 5;
+
+/// What is said where somebody holds what a call needs.
+pub(crate) const HELD: &str = "a transaction of somebody else's holds a record or a table that is needed, and goes on: try again \
+    later; pg_locks and pg_stat_activity say who it is";
 
 /// Why a call fails, as the interface tells it apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +49,9 @@ impl std::fmt::Display for Error {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
+        if failure.is_of_a_lock() {
+            return Self::Unavailable(HELD.to_owned());
+        }
         let message = failure.message;
         match failure.kind {
             FailureKind::Settings => Self::Configuration(message),
@@ -83,6 +91,8 @@ pub struct Store<D, J> {
     pub(crate) looked_at: Cell<Option<Instant>>,
     /// Exact bytes that nobody needs any more were looked for up to this version.
     pub(crate) swept: Cell<i64>,
+    /// Records for whose sake batches of the last group were refused, with how many: each is about to come again alone.
+    pub(crate) held: RefCell<HashMap<Key, usize>>,
     /// Types of which the operator was told that they have rows which are no records.
     pub(crate) told_of: RefCell<BTreeSet<String>>,
     /// The sequence that versions come from.

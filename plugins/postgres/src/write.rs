@@ -4,8 +4,14 @@
 //! are taken from Pomerium's sequence in the order of the steps, the change log, the records and our own table get a row each,
 //! and whoever waits is notified at the commit. What the steps do to each other is worked out here before. Most calls need to
 //! know nothing of what is stored, or have a guess that is right, and are that one round trip.
+//!
+//! Whoever else holds a record, with `SELECT … FOR UPDATE` or a transaction that does not end, keeps those waiting who write the
+//! same, and nobody else for long: a call waits for it for some tenths of a second, since all hosts wait for the call, and then
+//! goes on without the batches that want the record. The interface has no word for such a batch. It is refused as one that found
+//! no room, which has it put again by itself; and that call fails at once.
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
 
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::horizon::Until;
@@ -13,7 +19,7 @@ use crate::json;
 use crate::page::{Bounds, Page, Parameters, Selection};
 use crate::read::keys_as_parameters;
 use crate::record::{EXACT, Key, Position, Record, SIZE, WRITTEN, columns};
-use crate::store::{Error, Failed, Store, first, no_row, signed, unsigned};
+use crate::store::{Error, Failed, HELD, Store, first, no_row, signed, unsigned};
 use crate::text;
 
 /// Most bytes of tombstones that a call answers with.
@@ -283,9 +289,26 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] where the outcome is unknown, and others where nothing was changed.
+    /// [`Error::Unavailable`] where the outcome is unknown, or somebody holds a record; and others where nothing was changed.
     pub async fn put(&self, batches: Vec<Vec<Change>>, now: i64) -> Result<PutResult, Error> {
-        self.retried(async || self.try_put(&batches, now).await).await
+        if let [batch] = batches.as_slice() {
+            if self.was_held(batch) {
+                return Err(Error::Unavailable(HELD.to_owned()));
+            }
+        } else {
+            self.held.borrow_mut().clear();
+        }
+        let has_given_way = Cell::new(false);
+        self.retried(async || {
+            let result = self.try_put(&batches, now).await;
+            let is_held = matches!(&result, Err(Failed::Database(failure)) if failure.is_of_a_lock());
+            // A patch of Pomerium's ends once this has given way.
+            if is_held && has_given_way.replace(true) && batches.len() > 1 {
+                return self.put_what_is_free(&batches, now).await;
+            }
+            result
+        })
+        .await
     }
 
     async fn try_put(&self, batches: &[Vec<Change>], now: i64) -> Result<PutResult, Failed> {
@@ -294,16 +317,20 @@ impl<D: Database, J: Data> Store<D, J> {
         }
         let wrote = self.wrote.get();
         let transaction = self.begin_changing().await?;
+        self.put_within(transaction, wrote, batches, now).await
+    }
+
+    /// Applies batches in a transaction that has begun, and commits it; `wrote` is what was known of before.
+    async fn put_within(
+        &self,
+        transaction: D::Transaction,
+        wrote: i64,
+        batches: &[Vec<Change>],
+        now: i64,
+    ) -> Result<PutResult, Failed> {
         let looks = |change: &&Change| change.expected.is_some() || change.operation == Operation::Delete;
-        let mut keys: Vec<_> = batches
-            .iter()
-            .flatten()
-            .filter(looks)
-            .map(|change| change.key.clone())
-            .collect();
-        keys.sort();
-        keys.dedup();
-        let stored = stored(&transaction, keys).await?;
+        let keys = distinct(batches.iter().flatten().filter(looks));
+        let stored = stored(&transaction, keys, "FOR UPDATE").await?;
 
         let mut plan = Plan::of(batches, &stored);
         let mut removed = self.removed(&transaction, &plan.writes, &stored).await?;
@@ -314,6 +341,49 @@ impl<D: Database, J: Data> Store<D, J> {
         self.database.commit(transaction).await?;
         self.wrote(wrote, written.server_version, &written.versions).await?;
         Ok(plan.result(&written, &mut removed, now))
+    }
+
+    /// Applies the batches of whose records nobody else holds one, and refuses the others.
+    async fn put_what_is_free(&self, batches: &[Vec<Change>], now: i64) -> Result<PutResult, Failed> {
+        let wrote = self.wrote.get();
+        let transaction = self.begin_changing().await?;
+        let held = held(&transaction, distinct(batches.iter().flatten())).await?;
+        let (mut free, mut waiting) = (Vec::new(), Vec::new());
+        for batch in batches {
+            let key = batch.iter().map(|change| &change.key).find(|key| held.contains(*key));
+            if key.is_none() {
+                free.push(batch.clone());
+            }
+            waiting.push(key);
+        }
+        let mut result = self.put_within(transaction, wrote, &free, now).await?;
+        let mut held = self.held.borrow_mut();
+        for (place, key) in waiting.into_iter().enumerate() {
+            if let Some(key) = key {
+                result.batches.insert(place, Err(Refusal::Exhausted(HELD.to_owned())));
+                *held.entry(key.clone()).or_default() += 1;
+            }
+        }
+        Ok(result)
+    }
+
+    /// Whether a batch comes again that was just refused, since somebody held one of its records.
+    fn was_held(&self, batch: &[Change]) -> bool {
+        let mut held = self.held.borrow_mut();
+        let Some(key) = batch
+            .iter()
+            .map(|change| &change.key)
+            .find(|key| held.contains_key(*key))
+        else {
+            return false;
+        };
+        if let Some(count) = held.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(key);
+            }
+        }
+        true
     }
 
     /// Puts in one round trip what needs no look into the database before: nothing is removed, and every record is as it is
@@ -518,8 +588,10 @@ impl<D: Database, J: Data> Store<D, J> {
         let statement = selection.statement(bounds, &mut parameters);
         let rows = transaction.run(Query::new(statement, parameters.into_values())).await?;
         let Page { mut records, more } = self.cut(rows, bounds)?;
-        // What Pomerium has written meanwhile is neither old nor too much.
-        let there = stored(&transaction, records.iter().map(|record| record.key.clone()).collect()).await?;
+        // What Pomerium has written meanwhile is neither old nor too much. What somebody holds is left to a later call: puts wait
+        // for this one.
+        let keys = records.iter().map(|record| record.key.clone()).collect();
+        let there = stored(&transaction, keys, "FOR UPDATE SKIP LOCKED").await?;
         records.retain(|record| {
             there
                 .get(&record.key)
@@ -599,12 +671,37 @@ impl<D: Database, J: Data> Store<D, J> {
     }
 }
 
-/// Versions and sizes of the records that there are. Pomerium's processes leave them alone until the transaction ends.
-async fn stored(transaction: &impl Session, keys: Vec<Key>) -> Result<HashMap<Key, (u64, u64)>, Failed> {
+/// The keys of changes, each once.
+fn distinct<'c>(changes: impl Iterator<Item = &'c Change>) -> Vec<Key> {
+    let mut keys: Vec<_> = changes.map(|change| change.key.clone()).collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+/// Those of the records that another transaction holds; the others are held by this one from here on. A record that another is
+/// only making is not to be seen.
+async fn held(transaction: &impl Session, keys: Vec<Key>) -> Result<HashSet<Key>, Failed> {
+    let query = "WITH k AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::text[]) AS u(type, id) ORDER BY type, id), \
+        free AS MATERIALIZED (SELECT r.type, r.id FROM k CROSS JOIN LATERAL ( \
+            SELECT r.type, r.id FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id FOR UPDATE SKIP LOCKED) r) \
+        SELECT r.type, r.id FROM k CROSS JOIN LATERAL ( \
+            SELECT r.type, r.id FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id) r \
+        EXCEPT SELECT type, id FROM free";
+    let mut held = HashSet::new();
+    for mut row in transaction.run(Query::new(query, keys_as_parameters(&keys))).await? {
+        held.insert(Key::read(&mut row)?);
+    }
+    Ok(held)
+}
+
+/// Versions and sizes of the records that there are. Whoever else writes leaves them alone until the transaction ends; `lock`
+/// says what becomes of those that somebody holds already.
+async fn stored(transaction: &impl Session, keys: Vec<Key>, lock: &str) -> Result<HashMap<Key, (u64, u64)>, Failed> {
     let query = format!(
         "SELECT r.type, r.id, r.version, ({SIZE})::bigint FROM ( \
             SELECT * FROM unnest($1::text[], $2::text[]) AS u(type, id) ORDER BY type, id) k \
-         CROSS JOIN LATERAL (SELECT * FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id FOR UPDATE) r \
+         CROSS JOIN LATERAL (SELECT * FROM pomerium.records r WHERE r.type = k.type AND r.id = k.id {lock}) r \
          {EXACT}"
     );
     let mut stored = HashMap::new();

@@ -1727,3 +1727,69 @@ async fn a_patch_of_pomeriums_and_a_write_of_the_same_record_both_end_well() {
         .collect();
     assert_eq!(log, [false, true], "the patch, and then the delete");
 }
+
+/// All hosts write one at a time: whoever holds a record may not keep those from writing who want another.
+#[tokio::test]
+async fn a_record_that_somebody_holds_stops_nobody_elses_writes() {
+    let server = PostgresServer::start().unwrap();
+    let (store, other) = (open(&server).await, open(&server).await);
+    put(&store, ["a", "b", "held"].map(|id| upsert("t", id, b"1")).into())
+        .await
+        .unwrap();
+    let pool = connect(&server.url()).await;
+    let mut holder = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    let hold = "SELECT version FROM pomerium.records WHERE id = 'held' FOR UPDATE";
+    holder.run(&statement(hold, &[])).await.unwrap();
+    let begun = tokio::time::Instant::now();
+
+    // The kinds of batches, and whether they want what is held.
+    let batches = [
+        (vec![upsert("t", "held", b"2")], true),
+        (vec![upsert("t", "c", b"2")], false),
+        (vec![upsert("t", "d", b"2"), delete("t", "held")], true),
+        (vec![expecting(3, upsert("t", "held", b"2"))], true),
+        (vec![delete("t", "b")], false),
+    ];
+    let all = batches.iter().map(|(batch, _)| batch.clone()).collect();
+    let (answer, others) = tokio::join!(store.put(all, NOW), put(&other, vec![upsert("t", "e", b"2")]));
+    others.unwrap();
+    let outcomes = answer.unwrap().batches;
+    assert_eq!(outcomes.len(), batches.len());
+    for ((batch, is_held), outcome) in batches.iter().zip(&outcomes) {
+        match outcome {
+            Ok(outcomes) => assert!(!is_held && outcomes.len() == batch.len(), "{batch:?}: {outcomes:?}"),
+            Err(Refusal::Exhausted(problem)) => {
+                assert!(*is_held && problem.contains("pg_locks"), "{batch:?}: {problem}")
+            }
+            Err(refusal) => panic!("{batch:?}: {refusal:?}"),
+        }
+    }
+    // Each comes again by itself, and is told what is the matter; the last of them has not come before.
+    let held = batches
+        .iter()
+        .filter(|(_, is_held)| *is_held)
+        .map(|(batch, _)| batch.clone());
+    for batch in held.chain([vec![delete("t", "held")]]) {
+        match store.put(vec![batch.clone()], NOW).await {
+            Err(Error::Unavailable(problem)) => assert!(problem.contains("pg_locks"), "{batch:?}: {problem}"),
+            other => panic!("{batch:?}: {other:?}"),
+        }
+    }
+    // What is too much goes, but for what is held.
+    let request = EvictRequest {
+        record_type: "t".to_owned(),
+        modified_before: None,
+        keep: Some(1),
+        max_records: 9,
+    };
+    store.evict(request, NOW).await.unwrap();
+    let ids: Vec<_> = scan(&store).await.into_iter().map(|record| record.key.id).collect();
+    assert_eq!(ids.len(), 2, "{ids:?}");
+    assert!(ids.contains(&"held".to_owned()), "{ids:?}");
+    assert!(matches!(store.clear(8).await, Err(Error::Unavailable(_))));
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+
+    holder.commit().await.unwrap();
+    put(&store, vec![upsert("t", "held", b"2")]).await.unwrap();
+    assert_eq!(store.clear(8).await.unwrap().server_version, 8);
+}
