@@ -17,7 +17,7 @@
 //! of the two a field is; its entries are numbers made of the values, so that a value may be of any length. It costs a write
 //! as much as a B-tree over `data ->> 'name'` does, and a twentieth of one over whole documents.
 
-use crate::database::{Data, Database, Query, Session, Value};
+use crate::database::{Data, Database, Failure, Query, Session, Value};
 use crate::json::quoted;
 use crate::page::Parameters;
 use crate::store::{Error, Failed, Store};
@@ -136,73 +136,116 @@ fn name_in_json(data: &impl Data, record_type: &str, path: &str) -> Option<Strin
     })
 }
 
+/// What is done to the indexes of a type at once.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Makes those of fields that have none. Only writers wait behind it, as they do while it is made. It is longer than the server
+    /// takes to see that an autovacuum is in the way, which it ends then (`deadlock_timeout`, 1 s).
+    Make,
+    /// Drops those that no field has any more. Whoever reads a record waits behind it, at all hosts and of Pomerium's processes, so
+    /// that it gives up soon.
+    Drop,
+}
+
+impl Step {
+    /// How long whoever holds the table is waited for.
+    fn patience(self) -> &'static str {
+        match self {
+            Self::Make => "SET LOCAL lock_timeout = '2s'",
+            Self::Drop => "SET LOCAL lock_timeout = '200ms'",
+        }
+    }
+}
+
 impl<D: Database, J: Data> Store<D, J> {
-    /// Makes indexes of a type's fields where there are none, and removes those of fields that are not among them. Without
-    /// one, records are found too, by reading more.
-    pub(crate) async fn index_fields(&self, record_type: &str, fields: &[String]) {
-        if let Err(error) = self.try_index_fields(record_type, fields).await {
-            self.database.warn(&format!(
-                "the indexes of a type's fields are not as they should be, so that looking for a field may read all of its \
-                 records ({record_type:?}): {error}"
-            ));
+    /// Makes indexes of a type's indexable fields where there are none, and removes those of fields that are not among them.
+    /// Without one, records are found too, by reading more.
+    pub(crate) async fn index_fields(&self, record_type: &str) {
+        for step in [Step::Make, Step::Drop] {
+            if let Err(error) = self.alter_indexes(record_type, step).await {
+                let effect = match step {
+                    Step::Make => "a field has no index, so that looking for it may read all records of its type",
+                    Step::Drop => {
+                        "an index of a field that is none of the indexable ones any more is still there, and costs writes"
+                    }
+                };
+                self.database.warn(&format!(
+                    "{effect} ({record_type:?}); the next change of the type's options, or the next start of a host, tries again: {error}"
+                ));
+            }
         }
     }
 
-    async fn try_index_fields(&self, record_type: &str, fields: &[String]) -> Result<(), Error> {
-        let of_type = format!("{NAME}{}_", text::digest(record_type));
-        let mut wanted: Vec<(String, String)> = Vec::new();
-        for field in fields {
-            if let Some(name) = name_in_json(&self.data, record_type, field) {
-                wanted.push((format!("{of_type}{}", text::digest(&name)), name));
+    /// Takes a step, among hosts one at a time. What holds the table for longer than the step waits is not tried again.
+    async fn alter_indexes(&self, record_type: &str, step: Step) -> Result<(), Error> {
+        let call = async || -> Result<(), Failed> {
+            let transaction = self.begin_writing().await?;
+            transaction.run(Query::new(step.patience(), Vec::new())).await?;
+            let (statements, is_full) = self.statements(&transaction, record_type, step).await?;
+            for statement in statements {
+                if let Err(failure) = transaction.run(Query::new(statement, Vec::new())).await {
+                    return Err(if failure.is_of_a_lock() {
+                        Failed::Store(failure.into())
+                    } else {
+                        failure.into()
+                    });
+                }
             }
+            self.database.commit(transaction).await?;
+            if is_full {
+                return Err(Error::Exhausted(format!("{INDEXES} fields have an index already")).into());
+            }
+            Ok(())
+        };
+        self.retried(call).await
+    }
+
+    /// What is to be run for a step; and whether there is no room for all of it. Another host may have set other options than
+    /// this one: those count that are there while nobody else alters indexes.
+    async fn statements(
+        &self,
+        transaction: &D::Transaction,
+        record_type: &str,
+        step: Step,
+    ) -> Result<(Vec<String>, bool), Failure> {
+        let query = "SELECT (SELECT fields FROM pomerium.record_options WHERE type = $1), \
+            ARRAY(SELECT indexname::text FROM pg_catalog.pg_indexes WHERE schemaname = 'pomerium' AND starts_with(indexname::text, $2))";
+        let parameters = vec![Value::Text(text::store(record_type)), Value::Text(NAME.to_owned())];
+        let rows = transaction.run(Query::new(query, parameters)).await?;
+        let (mut fields, mut there) = (Vec::new(), Vec::new());
+        for mut row in rows {
+            fields = row.texts()?.into_iter().map(text::load).collect();
+            there = row.texts()?;
         }
+        let of_type = format!("{NAME}{}_", text::digest(record_type));
+        let mut wanted: Vec<(String, String)> = fields
+            .iter()
+            .filter_map(|field| name_in_json(&self.data, record_type, field))
+            .map(|name| (format!("{of_type}{}", text::digest(&name)), name))
+            .collect();
         wanted.sort();
         wanted.dedup();
-        let query = "SELECT ARRAY(SELECT indexname::text FROM pg_catalog.pg_indexes \
-            WHERE schemaname = 'pomerium' AND starts_with(indexname::text, $1))";
-        let there = self.one(query, vec![Value::Text(NAME.to_owned())]).await?.texts()?;
-        let mut statements = Vec::new();
-        for index in there.iter().filter(|index| index.starts_with(&of_type)) {
-            if !wanted.iter().any(|(wanted, _)| wanted == index) {
-                statements.push(format!("DROP INDEX IF EXISTS pomerium.{index}"));
-            }
+        let is_surplus =
+            |index: &&String| index.starts_with(&of_type) && !wanted.iter().any(|(wanted, _)| wanted == *index);
+        let surplus: Vec<_> = there.iter().filter(is_surplus).collect();
+        if matches!(step, Step::Drop) {
+            let drop = |index: &String| format!("DROP INDEX IF EXISTS pomerium.{index}");
+            return Ok((surplus.into_iter().map(drop).collect(), false));
         }
-        let kept = there.len() - statements.len();
-        wanted.retain(|(index, _)| !there.contains(index));
-        let room = INDEXES.saturating_sub(kept);
-        for (index, name) in wanted.iter().take(room) {
+        let room = INDEXES.saturating_sub(there.len() - surplus.len());
+        let mut missing: Vec<_> = wanted.iter().filter(|(index, _)| !there.contains(index)).collect();
+        let is_full = missing.len() > room;
+        missing.truncate(room);
+        let make = |(index, name): &(String, String)| {
             // Without a list of what is still to be indexed, so that no reader pays for writers.
-            statements.push(format!(
+            format!(
                 "CREATE INDEX IF NOT EXISTS {index} ON pomerium.records USING gin ((data -> {}::text) jsonb_path_ops) \
                  WITH (fastupdate = off) WHERE type = {}",
                 literal(name),
                 literal(record_type)
-            ));
-        }
-        if !statements.is_empty() {
-            self.alter(&statements).await?;
-        }
-        if wanted.len() > room {
-            return Err(Error::Exhausted(format!("{INDEXES} fields have an index already")));
-        }
-        Ok(())
-    }
-
-    /// Changes indexes, among hosts one at a time. Whoever holds the table for long is not waited for, since others would wait
-    /// behind this.
-    async fn alter(&self, statements: &[String]) -> Result<(), Error> {
-        let call = async || -> Result<(), Failed> {
-            let transaction = self.begin_writing().await?;
-            transaction
-                .run(Query::new("SET LOCAL lock_timeout = '5s'", Vec::new()))
-                .await?;
-            for statement in statements {
-                transaction.run(Query::new(statement, Vec::new())).await?;
-            }
-            self.database.commit(transaction).await?;
-            Ok(())
+            )
         };
-        self.retried(call).await
+        Ok((missing.into_iter().map(make).collect(), is_full))
     }
 }
 

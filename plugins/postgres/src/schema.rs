@@ -104,8 +104,8 @@ impl<D: Database, J: Data> Store<D, J> {
         store.find_horizon().await?;
         store.opened_at.set(unsigned(store.horizon.get()));
         // Pomerium only writes down which fields are to be indexed.
-        for (record_type, options) in store.list_options().await? {
-            store.index_fields(&record_type, &options.indexable_fields).await;
+        for (record_type, _) in store.list_options().await? {
+            store.index_fields(&record_type).await;
         }
         Ok(store)
     }

@@ -153,7 +153,7 @@ impl<D: Database, J: Data> Store<D, J> {
         let Some(options) = options else {
             let query = format!("WITH gone AS (DELETE FROM pomerium.record_options WHERE type = $1) {notify}");
             self.run(&query, vec![Value::Text(text::store(&record_type))]).await?;
-            self.index_fields(&record_type, &[]).await;
+            self.index_fields(&record_type).await;
             return Ok(());
         };
         let query = format!(
@@ -174,7 +174,7 @@ impl<D: Database, J: Data> Store<D, J> {
             number(options.ttl),
         ];
         self.run(&query, parameters).await?;
-        self.index_fields(&record_type, &options.indexable_fields).await;
+        self.index_fields(&record_type).await;
         Ok(())
     }
 

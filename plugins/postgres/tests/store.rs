@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -1792,4 +1793,96 @@ async fn a_record_that_somebody_holds_stops_nobody_elses_writes() {
     holder.commit().await.unwrap();
     put(&store, vec![upsert("t", "held", b"2")]).await.unwrap();
     assert_eq!(store.clear(8).await.unwrap().server_version, 8);
+}
+
+fn with_fields(fields: &[&str]) -> Option<Options> {
+    Some(Options {
+        indexable_fields: fields.iter().map(|field| (*field).to_owned()).collect(),
+        ..Options::default()
+    })
+}
+
+const FIELD_INDEXES: &str = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'host\\_field\\_%'";
+
+/// Whoever reads a record, Pomerium too, waits behind somebody who waits to drop an index.
+#[tokio::test]
+async fn an_index_that_cannot_be_dropped_stops_no_reader() {
+    let server = PostgresServer::start().unwrap();
+    let warnings = Warnings::default();
+    let store = open_heard(connect(&server.url()).await, Arc::clone(&warnings))
+        .await
+        .unwrap();
+    let other = open(&server).await;
+    put(&store, vec![upsert("hex", "a", b"1")]).await.unwrap();
+    // As one who makes a dump does it.
+    let pool = connect(&server.url()).await;
+    let mut dump = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    dump.run(&statement("LOCK TABLE pomerium.records IN ACCESS SHARE MODE", &[]))
+        .await
+        .unwrap();
+    store
+        .set_options("hex".to_owned(), with_fields(&["value"]))
+        .await
+        .unwrap();
+    assert_eq!(server.sql(FIELD_INDEXES).unwrap(), "1", "one is made meanwhile");
+    assert!(warnings.lock().unwrap().is_empty());
+
+    let begun = tokio::time::Instant::now();
+    let is_set = Cell::new(false);
+    let ((), longest) = tokio::join!(
+        async {
+            store.set_options("hex".to_owned(), None).await.unwrap();
+            is_set.set(true);
+        },
+        async {
+            let mut longest = Duration::ZERO;
+            while !is_set.get() {
+                let asked = tokio::time::Instant::now();
+                assert!(other.get(vec![key("hex", "a")]).await.unwrap()[0].is_some());
+                longest = longest.max(asked.elapsed());
+            }
+            longest
+        }
+    );
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let told = warnings.lock().unwrap().concat();
+    assert!(told.contains("\"hex\"") && told.contains("is still there"), "{told}");
+    assert_eq!(server.sql(FIELD_INDEXES).unwrap(), "1");
+    dump.commit().await.unwrap();
+    store.set_options("hex".to_owned(), None).await.unwrap();
+    assert_eq!(server.sql(FIELD_INDEXES).unwrap(), "0");
+}
+
+/// Two hosts set the options of a type, and the one whose options are gone is the last to look after indexes.
+#[tokio::test]
+async fn the_indexes_are_those_of_the_options_that_were_set_last() {
+    let server = PostgresServer::start().unwrap();
+    let (store, other) = (open(&server).await, open(&server).await);
+    let pool = connect(&server.url()).await;
+    let mut writer = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    let lock = "SELECT pg_advisory_xact_lock(x'6461746162726f6b'::bigint)";
+    writer.run(&statement(lock, &[])).await.unwrap();
+    let waiting = async |count: usize| {
+        let waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        let begun = tokio::time::Instant::now();
+        while pool.run(&statement(waiting, &[]), WAIT).await.unwrap().rows.len() < count {
+            assert!(begun.elapsed() < WAIT, "it does not alter indexes by turns");
+        }
+    };
+    let (first, last, ()) = tokio::join!(
+        store.set_options("hex".to_owned(), with_fields(&["value"])),
+        async {
+            waiting(1).await;
+            other.set_options("hex".to_owned(), None).await
+        },
+        async {
+            let options = "SELECT 1 FROM pomerium.record_options";
+            waiting(1).await;
+            while !pool.run(&statement(options, &[]), WAIT).await.unwrap().rows.is_empty() {}
+            writer.commit().await.unwrap();
+        }
+    );
+    first.and(last).unwrap();
+    assert_eq!(server.sql(FIELD_INDEXES).unwrap(), "0");
 }
