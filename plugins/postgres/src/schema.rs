@@ -107,7 +107,24 @@ impl<D: Database, J: Data> Store<D, J> {
         for (record_type, _) in store.list_options().await? {
             store.index_fields(&record_type).await;
         }
+        store.tell_of_invalid_indexes().await?;
         Ok(store)
+    }
+
+    /// Tells of each index that is of no use as it stands, since making it was broken off. It is not dropped here: one that
+    /// somebody is making without keeping writers out looks the same.
+    async fn tell_of_invalid_indexes(&self) -> Result<(), Error> {
+        let query = "SELECT array(SELECT c.relname::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
+            WHERE i.indrelid = 'pomerium.records'::regclass AND NOT i.indisvalid \
+              AND (starts_with(c.relname::text, 'host_'::text) OR c.relname::text = 'idx_records_type_modified_at'::text) ORDER BY 1)";
+        for index in self.one(query, Vec::new()).await?.texts()? {
+            self.database.warn(&format!(
+                "the index pomerium.{index} is not valid, so that nothing is found by it and reading may take minutes: unless somebody \
+                 is making it at this moment, run DROP INDEX CONCURRENTLY pomerium.{index}, and then make it as the guide says \
+                 (docs/postgres.md) or start a host again, which makes it while writes wait"
+            ));
+        }
+        Ok(())
     }
 
     /// Whether somebody has dropped a table or a function of ours. An index is done without.

@@ -1886,3 +1886,44 @@ async fn the_indexes_are_those_of_the_options_that_were_set_last() {
     first.and(last).unwrap();
     assert_eq!(server.sql(FIELD_INDEXES).unwrap(), "0");
 }
+
+/// `CREATE INDEX CONCURRENTLY` that is broken off leaves an index that is there and is not used.
+#[tokio::test]
+async fn an_index_that_is_not_valid_is_told_of() {
+    let server = PostgresServer::start().unwrap();
+    let reopened = async || {
+        let warnings = Warnings::default();
+        let store = open_heard(connect(&server.url()).await, Arc::clone(&warnings))
+            .await
+            .unwrap();
+        store
+            .set_options("hex".to_owned(), with_fields(&["value"]))
+            .await
+            .unwrap();
+        let warnings = warnings.lock().unwrap();
+        warnings.clone()
+    };
+    assert_eq!(reopened().await, [""; 0]);
+    let indexes = "SELECT indexname FROM pg_indexes WHERE tablename = 'records' \
+        AND (indexname LIKE 'host\\_%' OR indexname = 'idx_records_type_modified_at') ORDER BY 1";
+    let names = server.sql(indexes).unwrap();
+    assert_eq!(names.lines().count(), 4);
+    server
+        .sql("UPDATE pg_index SET indisvalid = false WHERE indrelid = 'pomerium.records'::regclass")
+        .unwrap();
+    let told = reopened().await;
+    assert_eq!(told.len(), 4, "{told:?}");
+    for (name, told) in names.lines().zip(told) {
+        assert!(
+            told.contains(&format!("DROP INDEX CONCURRENTLY pomerium.{name},")),
+            "{told}"
+        );
+    }
+    assert_eq!(server.sql(indexes).unwrap(), names, "somebody may be making them");
+    // What it says to do helps.
+    for name in names.lines().filter(|name| name.starts_with("host_")) {
+        server.sql(&format!("DROP INDEX CONCURRENTLY pomerium.{name}")).unwrap();
+    }
+    assert_eq!(reopened().await.len(), 1);
+    assert_eq!(server.sql(indexes).unwrap(), names);
+}
