@@ -43,8 +43,9 @@ pub struct Statistics {
 impl<D: Database, J: Data> Store<D, J> {
     /// Removes changes from before a time, oldest first and no further than the first that is young; the newest stays.
     ///
-    /// Hosts do it one at a time, under the writers' lock; rows that Pomerium is removing at the same moment are left to it, so
-    /// that nobody waits for anybody in a circle.
+    /// Hosts do it one at a time, under the writers' lock. It ends before the first row that somebody holds, Pomerium's own cleaner
+    /// for example, so that nobody waits for anybody in a circle; and so that what is left has no hole, of which nobody would be
+    /// told who reads on from below it.
     ///
     /// # Errors
     ///
@@ -57,9 +58,15 @@ impl<D: Database, J: Data> Store<D, J> {
               SELECT least((SELECT max(version) FROM pomerium.record_changes), \
                 (SELECT version FROM pomerium.record_changes r WHERE modified_at >= $1 AND isfinite(modified_at) AND {WRITTEN} \
                   ORDER BY version LIMIT 1)) AS version), \
-            old AS MATERIALIZED ( \
+            oldest AS MATERIALIZED ( \
               SELECT c.version, c.type FROM pomerium.record_changes c, bound b WHERE c.version < b.version \
-              ORDER BY c.version LIMIT $2 FOR UPDATE OF c SKIP LOCKED), \
+              ORDER BY c.version LIMIT $2), \
+            free AS MATERIALIZED ( \
+              SELECT c.version FROM pomerium.record_changes c WHERE c.version = ANY (ARRAY(SELECT version FROM oldest)) \
+              FOR UPDATE SKIP LOCKED), \
+            held AS (SELECT min(o.version) AS version FROM oldest o LEFT JOIN free f USING (version) WHERE f.version IS NULL), \
+            old AS MATERIALIZED ( \
+              SELECT o.version, o.type FROM oldest o, held h WHERE h.version IS NULL OR o.version < h.version), \
             gone AS (DELETE FROM pomerium.record_changes c USING old o WHERE c.version = o.version), \
             stale AS (DELETE FROM pomerium.host_exact d USING old o WHERE d.version = o.version \
               AND NOT EXISTS (SELECT 1 FROM pomerium.records r WHERE r.type = o.type AND r.version = o.version)) \

@@ -1927,3 +1927,36 @@ async fn an_index_that_is_not_valid_is_told_of() {
     assert_eq!(reopened().await.len(), 1);
     assert_eq!(server.sql(indexes).unwrap(), names);
 }
+
+/// What is gone is told by where the log begins, so that it may have no hole.
+#[tokio::test]
+async fn old_changes_go_up_to_one_that_somebody_holds() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    put(&store, ["a", "b", "c", "d"].map(|id| upsert("t", id, b"1")).into())
+        .await
+        .unwrap();
+    let pool = connect(&server.url()).await;
+    let mut cleaner = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+    cleaner
+        .run(&statement("DELETE FROM pomerium.record_changes WHERE version = 2", &[]))
+        .await
+        .unwrap();
+    let pruned = store.prune(i64::MAX, 9).await.unwrap();
+    assert_eq!((pruned.removed, pruned.position.earliest_version), (1, 2));
+    let left = async || {
+        let changes = changes(&store, 1).await.unwrap();
+        changes.into_iter().map(|(version, ..)| version).collect::<Vec<_>>()
+    };
+    assert_eq!(left().await, [2, 3, 4]);
+    let pruned = store.prune(i64::MAX, 9).await.unwrap();
+    assert_eq!((pruned.removed, pruned.more), (0, false), "it does not go on at once");
+    drop(cleaner);
+    // Whoever has given up lets go a moment later.
+    let held =
+        "SELECT 1 FROM pg_locks WHERE relation = 'pomerium.record_changes'::regclass AND mode = 'RowExclusiveLock'";
+    while !pool.run(&statement(held, &[]), WAIT).await.unwrap().rows.is_empty() {}
+    assert_eq!(left().await, [2, 3, 4]);
+    assert_eq!(store.prune(i64::MAX, 9).await.unwrap().removed, 2);
+    assert_eq!(changes(&store, 1).await, Err(Error::Pruned(3)));
+}
