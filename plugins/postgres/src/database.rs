@@ -189,6 +189,14 @@ impl Failure {
         matches!(self.code.as_deref(), Some(FUNCTION | TABLE))
     }
 
+    /// True where somebody else has made what a statement was to make.
+    pub(crate) fn is_of_what_is_there(&self) -> bool {
+        const KEY: &str = "23505";
+        const SCHEMA: &str = "42P06";
+        const TABLE: &str = "42P07";
+        matches!(self.code.as_deref(), Some(KEY | SCHEMA | TABLE))
+    }
+
     /// True where somebody held what a statement wanted for longer than it was to wait.
     pub(crate) fn is_of_a_lock(&self) -> bool {
         self.code.as_deref() == Some("55P03")

@@ -4,10 +4,12 @@
 //! is ours beside it: two tables, some indexes and two functions, in the same schema because a role often may not make
 //! another one.
 
+use std::time::Duration;
+
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::field::OPAQUE;
 use crate::functions::{Functions, WRITERS};
-use crate::store::{Error, Store, first, unsigned};
+use crate::store::{Error, Failed, Store, first, unsigned};
 use crate::text::digest;
 
 /// The number of the last of Pomerium's migrations that is known here.
@@ -176,11 +178,33 @@ struct Prepared {
 }
 
 /// Makes or checks the tables. Pomerium's are made where there is a server version for them.
+///
+/// A process of Pomerium's that starts at the same moment takes no lock of ours. What it makes is not to be seen until all of
+/// it is there, and making the same fails then; so it is looked again.
 async fn prepare<D: Database>(
     database: &D,
     functions: &Functions,
     new_server_version: Option<u64>,
 ) -> Result<Prepared, Error> {
+    const TRIES: usize = 5;
+    const PAUSE: Duration = Duration::from_millis(200);
+    let mut tries = 1;
+    loop {
+        match try_prepare(database, functions, new_server_version).await {
+            Ok(prepared) => return Ok(prepared),
+            Err(Failed::Database(failure)) if failure.is_of_what_is_there() && tries < TRIES => tries += 1,
+            Err(Failed::Database(failure)) => return Err(failure.into()),
+            Err(Failed::Store(error)) => return Err(error),
+        }
+        database.sleep(PAUSE).await;
+    }
+}
+
+async fn try_prepare<D: Database>(
+    database: &D,
+    functions: &Functions,
+    new_server_version: Option<u64>,
+) -> Result<Prepared, Failed> {
     let transaction = database.begin().await?;
     let run = async |text: &str, parameters| transaction.run(Query::new(text, parameters)).await;
     // A standby can be read from; it takes no such lock, and makes no tables.
@@ -203,10 +227,11 @@ async fn prepare<D: Database>(
         return Err(Error::ReadOnly(
             "the database is a standby and lacks what this host needs in it, which the first host on the primary makes: set \
              target_session_attrs=read-write, or start one there".to_owned(),
-        ));
+        )
+        .into());
     }
     if !theirs && new_server_version.is_none() {
-        return Err(Error::Unavailable("Pomerium's own tables are gone as well".to_owned()));
+        return Err(Error::Unavailable("Pomerium's own tables are gone as well".to_owned()).into());
     }
     // A role that may not make schemas may not ask for one that is there either.
     if !schema {
@@ -245,13 +270,15 @@ async fn prepare<D: Database>(
             return Err(Error::Configuration(format!(
                 "the database's schema is at version {migration}, made by a newer Pomerium than this host knows, which is version {MIGRATION}: \
                  use a newer databroker-host, or another database"
-            )));
+            ))
+            .into());
         }
         std::cmp::Ordering::Less => {
             return Err(Error::Configuration(format!(
                 "the database's schema is at version {migration}, made by an older Pomerium, and this host works on version {MIGRATION}: start \
                  Pomerium v0.32 on it once, which brings it up to date, or use another database"
-            )));
+            ))
+            .into());
         }
     }
     for (_, statement) in ours

@@ -1960,3 +1960,56 @@ async fn old_changes_go_up_to_one_that_somebody_holds() {
     assert_eq!(store.prune(i64::MAX, 9).await.unwrap().removed, 2);
     assert_eq!(changes(&store, 1).await, Err(Error::Pruned(3)));
 }
+
+/// Pomerium makes its tables in one transaction, and takes no lock that a host knows.
+#[tokio::test]
+async fn a_host_starts_while_pomerium_makes_its_tables() {
+    let server = PostgresServer::start().unwrap();
+    // Theirs, with a version of their own.
+    drop(open(&server).await);
+    server
+        .sql(
+            "UPDATE pomerium.migration_info SET server_version = 5; DROP TABLE pomerium.host_exact, pomerium.host_state; \
+             ALTER SCHEMA pomerium RENAME TO theirs",
+        )
+        .unwrap();
+    let pool = connect(&server.url()).await;
+    for begin in [
+        // The schema and the tables.
+        "ALTER SCHEMA theirs RENAME TO pomerium",
+        // The tables, in a schema that an administrator has made before.
+        "ALTER TABLE theirs.migration_info SET SCHEMA pomerium",
+    ] {
+        let mut pomerium = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
+        pomerium.run(&statement(begin, &[])).await.unwrap();
+        let (opened, ()) = tokio::join!(try_open(&server), async {
+            let waiting = "SELECT 1 FROM pg_locks WHERE NOT granted";
+            let begun = tokio::time::Instant::now();
+            while pool.run(&statement(waiting, &[]), WAIT).await.unwrap().rows.is_empty() {
+                assert!(begun.elapsed() < WAIT, "the host does not make what Pomerium makes");
+            }
+            for table in [
+                "records",
+                "record_changes",
+                "record_options",
+                "leases",
+                "services",
+                "checkpoints",
+            ] {
+                let rest = format!("ALTER TABLE IF EXISTS theirs.{table} SET SCHEMA pomerium");
+                pomerium.run(&statement(&rest, &[])).await.unwrap();
+            }
+            pomerium.commit().await.unwrap();
+        });
+        let store = opened.unwrap();
+        let written = store.put(vec![vec![upsert("t", "a", b"1")]], NOW).await.unwrap();
+        assert_eq!(written.server_version, 5, "{begin}");
+        drop(store);
+        server
+            .sql(
+                "DROP TABLE pomerium.host_exact, pomerium.host_state; DROP SCHEMA IF EXISTS theirs CASCADE; \
+                 ALTER SCHEMA pomerium RENAME TO theirs; CREATE SCHEMA pomerium",
+            )
+            .unwrap();
+    }
+}
