@@ -84,25 +84,7 @@ impl<D: Database, J: Data> Store<D, J> {
     pub async fn open(database: D, data: J, new_server_version: u64) -> Result<Self, Error> {
         let functions = Functions::new();
         let Prepared { sequence, .. } = prepare(&database, &functions, Some(new_server_version)).await?;
-        let store = Self {
-            database,
-            data,
-            horizon: std::cell::Cell::new(0),
-            seen: std::cell::Cell::new(None),
-            wrote: std::cell::Cell::new(0),
-            sound_at: std::cell::Cell::new(None),
-            given_up: std::cell::RefCell::default(),
-            empty_at: std::cell::Cell::new(None),
-            never_given: std::cell::Cell::new(0),
-            looked_at: std::cell::Cell::new(None),
-            swept: std::cell::Cell::new(0),
-            held: std::cell::RefCell::default(),
-            told_of: std::cell::RefCell::default(),
-            sequence,
-            functions,
-            opened_at: std::cell::Cell::new(u64::MAX),
-            has_company: std::cell::Cell::new(false),
-        };
+        let store = Self::new(database, data, sequence, functions);
         store.find_horizon().await?;
         store.opened_at.set(unsigned(store.horizon.get()));
         // Pomerium only writes down which fields are to be indexed.
@@ -117,7 +99,7 @@ impl<D: Database, J: Data> Store<D, J> {
     /// somebody is making without keeping writers out looks the same.
     async fn tell_of_invalid_indexes(&self) -> Result<(), Error> {
         let query = "SELECT array(SELECT c.relname::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
-            WHERE i.indrelid = 'pomerium.records'::regclass AND NOT i.indisvalid \
+            WHERE i.indrelid = 'pomerium.records'::regclass::oid AND NOT i.indisvalid \
               AND (starts_with(c.relname::text, 'host_'::text) OR c.relname::text = 'idx_records_type_modified_at'::text) ORDER BY 1)";
         for index in self.one(query, Vec::new()).await?.texts()? {
             self.database.warn(&format!(

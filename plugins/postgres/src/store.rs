@@ -107,6 +107,29 @@ pub struct Store<D, J> {
 }
 
 impl<D: Database, J: Data> Store<D, J> {
+    /// A store of which nothing is known yet, on tables that are there.
+    pub(crate) fn new(database: D, data: J, sequence: String, functions: Functions) -> Self {
+        Self {
+            database,
+            data,
+            horizon: Cell::new(0),
+            seen: Cell::new(None),
+            wrote: Cell::new(0),
+            sound_at: Cell::new(None),
+            given_up: RefCell::default(),
+            empty_at: Cell::new(None),
+            never_given: Cell::new(0),
+            looked_at: Cell::new(None),
+            swept: Cell::new(0),
+            held: RefCell::default(),
+            told_of: RefCell::default(),
+            sequence,
+            functions,
+            opened_at: Cell::new(u64::MAX),
+            has_company: Cell::new(false),
+        }
+    }
+
     /// Runs a statement by itself.
     pub(crate) async fn run(&self, text: &str, parameters: Vec<Value>) -> Result<Vec<Row>, Error> {
         let call = async || Ok(self.database.run(Query::new(text, parameters.clone())).await?);
