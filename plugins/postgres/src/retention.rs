@@ -1,5 +1,6 @@
 //! What goes: old changes. And what there is, for the operator.
 
+use crate::clock;
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::horizon::Until;
 use crate::read::TYPES;
@@ -73,6 +74,7 @@ impl<D: Database, J: Data> Store<D, J> {
             SELECT count(*), EXISTS (SELECT 1 FROM pomerium.record_changes c, bound b \
               WHERE c.version < b.version AND c.version > (SELECT max(version) FROM old)) FROM old"
         );
+        let before = before.saturating_sub(self.ahead(clock::now()).await?);
         let (removed, more) = self
             .retried(async || {
                 let transaction = self.begin_writing().await?;

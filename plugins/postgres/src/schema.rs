@@ -6,11 +6,13 @@
 
 use std::time::Duration;
 
+use crate::clock;
 use crate::database::{Data, Database, Query, Session, Value};
 use crate::field::OPAQUE;
 use crate::functions::{Functions, WRITERS};
 use crate::store::{Error, Failed, Store, first, unsigned};
 use crate::text::digest;
+use crate::timeline;
 
 /// The number of the last of Pomerium's migrations that is known here.
 const MIGRATION: i64 = 9;
@@ -45,6 +47,16 @@ const TABLES: &[&str] = &[
         kind TEXT NOT NULL, endpoint TEXT NOT NULL, expires_at TIMESTAMPTZ NOT NULL, PRIMARY KEY (kind, endpoint))",
     "CREATE TABLE pomerium.checkpoints (server_version NUMERIC NOT NULL, record_version NUMERIC NOT NULL)",
     "INSERT INTO pomerium.checkpoints VALUES (0, 0)",
+];
+
+/// The names of Pomerium's tables.
+const THEIRS: &[&str] = &[
+    "records",
+    "record_changes",
+    "record_options",
+    "leases",
+    "services",
+    "checkpoints",
 ];
 
 /// What is ours, by name. Keys are ordered by their bytes, whatever the database's collation is.
@@ -92,7 +104,40 @@ impl<D: Database, J: Data> Store<D, J> {
             store.index_fields(&record_type).await;
         }
         store.tell_of_invalid_indexes().await?;
+        store.tell_of_encoding().await?;
+        store.ahead(clock::now()).await?;
         Ok(store)
+    }
+
+    /// Tells of a database that cannot hold every text. What it refuses is refused with all that comes together with it.
+    async fn tell_of_encoding(&self) -> Result<(), Error> {
+        let encoding = self
+            .one("SELECT pg_catalog.getdatabaseencoding()::text", Vec::new())
+            .await?
+            .text()?
+            .unwrap_or_default();
+        if encoding != "UTF8" {
+            self.database.warn(&format!(
+                "the database's encoding is {encoding}, which cannot hold every text: writes with such a text fail, and those that come \
+                 together with them; use a database whose encoding is UTF8"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the role may still read and write, which an operator can take from it while it is connected.
+    pub(crate) async fn check_rights(&self) -> Result<(), Error> {
+        let query = "SELECT array(SELECT name FROM pg_catalog.unnest($1::text[]) AS name \
+            WHERE NOT (pg_catalog.has_table_privilege(to_regclass('pomerium.' || name)::oid, 'SELECT'::text) \
+              AND pg_catalog.has_table_privilege(to_regclass('pomerium.' || name)::oid, 'INSERT'::text)))";
+        let tables = ["records", "record_changes", "leases"].map(|name| Some(name.to_owned()));
+        let mut row = self.one(query, vec![Value::Texts(tables.to_vec())]).await?;
+        match row.texts()?.first() {
+            None => Ok(()),
+            Some(table) => Err(Error::Unavailable(format!(
+                "the role may no longer read and write pomerium.{table}: grant it what it had, or make it the owner again"
+            ))),
+        }
     }
 
     /// Tells of each index that is of no use as it stands, since making it was broken off. It is not dropped here: one that
@@ -116,10 +161,10 @@ impl<D: Database, J: Data> Store<D, J> {
         let is_needed = |(_, statement): &(String, String)| !statement.starts_with("CREATE INDEX");
         let needed = ours(&self.functions).into_iter().filter(is_needed);
         let names = needed.map(|(name, _)| Some(name)).collect();
-        let mut row = self
-            .one(&format!("SELECT {MISSING}"), vec![Value::Texts(names)])
-            .await?;
-        Ok(!row.texts()?.is_empty())
+        let query = format!("SELECT {MISSING}, EXISTS (SELECT FROM pomerium.host_state)");
+        let mut row = self.one(&query, vec![Value::Texts(names)]).await?;
+        let (missing, has_state) = (row.texts()?, row.boolean()?);
+        Ok(!missing.is_empty() || !has_state)
     }
 
     /// Makes what is gone of ours again: somebody has handed the database back, or restored a dump, while this host works on it.
@@ -205,6 +250,18 @@ async fn try_prepare<D: Database>(
         .await?,
     )?;
     let (schema, theirs, missing) = (there.boolean()?, there.boolean()?, there.texts()?);
+    if theirs {
+        let names = vec![Value::Texts(
+            THEIRS.iter().map(|name| Some((*name).to_owned())).collect(),
+        )];
+        let gone = first(run(&format!("SELECT {MISSING}"), names).await?)?.texts()?;
+        if let Some(table) = gone.first() {
+            return Err(Error::Configuration(format!(
+                "the table pomerium.{table}, which is Pomerium's own, is gone: restore it, or drop the schema pomerium, and all is made anew"
+            ))
+            .into());
+        }
+    }
     if standby && !missing.is_empty() {
         return Err(Error::ReadOnly(
             "the database is a standby and lacks what this host needs in it, which the first host on the primary makes: set \
@@ -277,10 +334,18 @@ async fn try_prepare<D: Database>(
         .await?,
     )?
     .text()?;
-    database.commit(transaction).await?;
     let sequence = sequence.ok_or_else(|| {
         Error::Configuration("pomerium.record_changes has no sequence: its schema is not Pomerium's".to_owned())
     })?;
+    if !standby {
+        run(
+            "INSERT INTO pomerium.host_state SELECT 0 WHERE NOT EXISTS (SELECT FROM pomerium.host_state)",
+            Vec::new(),
+        )
+        .await?;
+        timeline::move_on(&transaction, &sequence, 0).await?;
+    }
+    database.commit(transaction).await?;
     Ok(Prepared {
         sequence,
         made: missing,

@@ -211,7 +211,9 @@ impl<D: Database, J: Data> Store<D, J> {
     /// What the database says.
     pub async fn get_checkpoint(&self) -> Result<(u64, u64), Error> {
         let query = "SELECT trunc(server_version)::text, trunc(record_version)::text FROM pomerium.checkpoints LIMIT 1";
-        let mut row = first(self.run(query, Vec::new()).await?)?;
+        let Some(mut row) = self.run(query, Vec::new()).await?.pop() else {
+            return Ok((0, 0));
+        };
         let mut number = || -> Result<u64, Error> { Ok(row.text()?.and_then(|text| text.parse().ok()).unwrap_or(0)) };
         Ok((number()?, number()?))
     }
@@ -222,8 +224,8 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// What the database says.
     pub async fn set_checkpoint(&self, server_version: u64, record_version: u64) -> Result<(), Error> {
-        let query =
-            "UPDATE pomerium.checkpoints SET server_version = $1::text::numeric, record_version = $2::text::numeric";
+        let query = "WITH kept AS (UPDATE pomerium.checkpoints SET server_version = $1::text::numeric, record_version = $2::text::numeric RETURNING true) \
+             INSERT INTO pomerium.checkpoints SELECT $1::text::numeric, $2::text::numeric WHERE NOT EXISTS (SELECT FROM kept)";
         let parameters = vec![
             Value::Text(server_version.to_string()),
             Value::Text(record_version.to_string()),

@@ -95,6 +95,8 @@ pub struct Store<D, J> {
     pub(crate) held: RefCell<HashMap<Key, usize>>,
     /// Types of which the operator was told that they have rows which are no records.
     pub(crate) told_of: RefCell<BTreeSet<String>>,
+    /// True once the operator was told that clocks are far apart.
+    pub(crate) told_of_clock: Cell<bool>,
     /// The sequence that versions come from.
     pub(crate) sequence: String,
     /// Our functions in the database.
@@ -123,6 +125,7 @@ impl<D: Database, J: Data> Store<D, J> {
             swept: Cell::new(0),
             held: RefCell::default(),
             told_of: RefCell::default(),
+            told_of_clock: Cell::new(false),
             sequence,
             functions,
             opened_at: Cell::new(u64::MAX),
@@ -190,12 +193,12 @@ impl<D: Database, J: Data> Store<D, J> {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] if it does not, or has not.
+    /// [`Error::Unavailable`] if it does not, or has not; or if the role has lost its rights.
     pub async fn health(&self) -> Result<(), Error> {
         if self.lacks_something().await? {
             self.mend().await?;
         }
-        Ok(())
+        self.check_rights().await
     }
 }
 

@@ -10,6 +10,7 @@
 //! is done, and told to be of unknown outcome.
 
 use crate::database::{Data, Database, Query, Session, Value};
+use crate::read::TYPES;
 use crate::store::{Error, Failed, Store, first, signed};
 
 /// A change that was the newest, by which a timeline is known again.
@@ -79,13 +80,7 @@ impl<D: Database, J: Data> Store<D, J> {
     async fn try_begin_anew(&self, server_version: i64, known: i64) -> Result<(), Failed> {
         let transaction = self.begin_writing().await?;
         let run = async |text: &str, parameters| transaction.run(Query::new(text, parameters)).await;
-        // A role that may write may take versions from the sequence, and not always set it.
-        let sequence = Value::Text(self.sequence.clone());
-        let next = "SELECT pg_catalog.nextval($1::text::regclass)";
-        let given = first(run(next, vec![sequence.clone()]).await?)?.number()?;
-        let skip = "SELECT pg_catalog.count(pg_catalog.nextval($1::text::regclass)) FROM pg_catalog.generate_series(1, $2::bigint)";
-        let missing = known.saturating_sub(given).max(0);
-        run(skip, vec![sequence, Value::Integer(missing)]).await?;
+        move_on(&transaction, &self.sequence, known).await?;
         let anew = "UPDATE pomerium.migration_info SET server_version = \
               (pg_catalog.hashtextextended(pg_catalog.random()::text || pg_catalog.clock_timestamp()::text, 0) & 9223372036854775806) + 1 \
             WHERE server_version = $1";
@@ -115,4 +110,33 @@ impl<D: Database, J: Data> Store<D, J> {
                 .to_owned(),
         ))
     }
+}
+
+/// Moves the sequence on to a version, and to the highest that any row has: rows that were copied, or restored, may have come
+/// without it, and what is written below them would be lost.
+pub(crate) async fn move_on(transaction: &impl Session, sequence: &str, known: i64) -> Result<(), Failed> {
+    /// A version beyond is none that a sequence has given.
+    const HIGHEST: i64 = 1 << 62;
+    let run = async |text: &str, parameters| transaction.run(Query::new(text, parameters)).await;
+    let name = Value::Text(sequence.to_owned());
+    let query = format!(
+        "WITH {TYPES} SELECT greatest( \
+          (SELECT max(version) FROM pomerium.record_changes WHERE version < {HIGHEST}), \
+          (SELECT max(version) FROM pomerium.host_exact WHERE version < {HIGHEST}), \
+          (SELECT max(n.version) FROM types t CROSS JOIN LATERAL (SELECT max(r.version) AS version FROM pomerium.records r \
+             WHERE r.type = t.type COLLATE \"default\" AND r.version < {HIGHEST}) n), 0), \
+          CASE WHEN pg_catalog.has_sequence_privilege($1::text, 'USAGE'::text) THEN coalesce((SELECT last_value FROM pg_catalog.pg_sequences \
+            WHERE pg_catalog.format('%I.%I', schemaname, sequencename) = $1), 0) END"
+    );
+    let mut row = first(run(&query, vec![name.clone()]).await?)?;
+    let highest = row.number()?.max(known);
+    let Some(given) = row.integer()?.filter(|given| *given < highest) else {
+        return Ok(());
+    };
+    // A role that may take versions from the sequence may not always set it.
+    let query = "SELECT CASE WHEN pg_catalog.has_sequence_privilege($1::text, 'UPDATE'::text) \
+        THEN pg_catalog.setval($1::text::regclass, $3::bigint) \
+        ELSE (SELECT pg_catalog.count(pg_catalog.nextval($1::text::regclass)) FROM pg_catalog.generate_series($2::bigint + 1, $3::bigint)) END";
+    run(query, vec![name, Value::Integer(given), Value::Integer(highest)]).await?;
+    Ok(())
 }

@@ -548,6 +548,10 @@ impl<D: Database, J: Data> Store<D, J> {
     async fn try_evict(&self, request: &EvictRequest, now: i64) -> Result<Evicted, Failed> {
         /// More tombstones than this are left for the next call.
         const BYTES: u64 = 4 << 20;
+        let modified_before = match request.modified_before {
+            Some(before) => Some(before.saturating_sub(self.ahead(now).await?)),
+            None => None,
+        };
         let wrote = self.wrote.get();
         let transaction = self.begin_changing().await?;
         let threshold = match request.keep {
@@ -564,14 +568,14 @@ impl<D: Database, J: Data> Store<D, J> {
             }
         };
         // In microseconds, as the database's own times are; it rounds down.
-        let before = request.modified_before.map_or(Value::Null, |before| {
+        let before = modified_before.map_or(Value::Null, |before| {
             Value::Timestamp(before.div_euclid(1000) + i64::from(before.rem_euclid(1000) > 0))
         });
         let mut parameters = Parameters::default();
         let record_type = parameters.add(Value::Text(text::store(&request.record_type)));
         let threshold = parameters.add(Value::Integer(threshold));
         let before = parameters.add(before);
-        let exact = parameters.add(Value::Integer(request.modified_before.unwrap_or(i64::MIN)));
+        let exact = parameters.add(Value::Integer(modified_before.unwrap_or(i64::MIN)));
         // The database's own times first, so that most are left out without a look at the exact ones.
         let condition = format!(
             "r.type = {record_type} AND {WRITTEN} AND (r.version <= {threshold} OR r.modified_at < {before}::timestamptz) \
