@@ -240,7 +240,7 @@ impl Connector {
         // An empty one keeps the library from looking for one by itself.
         let password = settings.password.clone().or_else(from_file);
         options = options.password(password.as_ref().map_or("", Password::expose));
-        let guard = Guard::new(self.largest_message.unwrap_or(u64::MAX));
+        let guard = Guard::new(self.largest_message);
         let is_guarded = self.largest_message.is_some();
         let near = match route.address {
             Some(address) if route.tls => {

@@ -151,7 +151,8 @@ impl Pool {
     }
 
     /// The same for statements of somebody who is not trusted. No message of the server's may have more bytes than this, be it a row, a
-    /// notice or an error: a longer one is not received, and the statement fails with [`ErrorKind::TooLarge`]. So that messages are
+    /// notice or an error: a longer one is not received, and the statement fails with [`ErrorKind::TooLarge`]. Nor may a column or a
+    /// parameter be of a type that was made in the database; such a statement fails with [`ErrorKind::Statement`]. So that messages are
     /// seen on their way, each connection goes through a pipe within the process.
     ///
     /// # Errors
