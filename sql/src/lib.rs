@@ -3,7 +3,7 @@
 //! A plugin asks for rows; everything else is here, in plain Rust without a component in sight, so that it is tested against
 //! real servers by itself. The protocol is sqlx's. What is added to it: connection strings as libpq reads them, several
 //! hosts and the roles they may have, TLS with exactly the authorities that were named, a pool that follows a failover,
-//! bounds on rows, bytes and time, cancellation by dropping, and failures told apart by what to do about them.
+//! bounds on rows, bytes and time, statements that end when they are dropped, and failures told apart by what to do about them.
 //!
 //! ```no_run
 //! use std::time::Duration;

@@ -52,8 +52,8 @@ async fn accept(listener: UnixListener) -> std::io::Result<UnixStream> {
 /// Carries bytes both ways until the client closes its end, or the server takes no more. Either end may break at any time, which
 /// the other end then sees.
 ///
-/// Where the guard refuses, the server's end stays open and unread until the client has closed its own: meanwhile the statement is
-/// cancelled by the number of the server's process, which is nobody else's for as long as the connection is there.
+/// Where the guard refuses, the server's end stays open and unread until the client has closed its own: meanwhile the server's
+/// process is ended by its number, which is nobody else's for as long as the connection is there.
 async fn carry(near: UnixStream, far: impl AsyncRead + AsyncWrite, guard: Guard) {
     let (mut from_client, mut to_client) = near.into_split();
     let (mut from_server, mut to_server) = tokio::io::split(far);

@@ -4,8 +4,8 @@
 //! for a server anew. A failure that means another server may be due ends all connections that were made before it, so that
 //! a failover is noticed once and not once per connection.
 //!
-//! A connection that is dropped while a statement runs is never used again. The statement is cancelled at the server first,
-//! since it would otherwise go on and hold its locks.
+//! A connection that is dropped while a statement runs is never used again. The server's process behind it is ended, since the
+//! statement would otherwise go on and hold its locks. To cancel the statement would not do: it can catch that and go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,7 @@ use super::{bouncer, listener};
 /// A connection that was idle for longer is asked whether it still lives before it is used.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How long that, a rollback or a cancellation may take.
+/// How long that, a rollback or the end of a process of the server's may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a pool has done, for metrics. The numbers mean what those of Go's `pgxpool` do, which Pomerium shows.
@@ -501,7 +501,7 @@ impl Drop for Acquired {
             }
             runtime.spawn(async move {
                 // The connection is kept until then, so that the process is still the one that runs the statement.
-                drop(timeout(PATIENCE, cancel(&shared, &member)).await);
+                drop(timeout(PATIENCE, terminate(&shared, &member)).await);
                 drop(member);
                 drop(permit);
             });
@@ -518,12 +518,12 @@ impl Drop for Acquired {
     }
 }
 
-/// Cancels what a connection is doing, by another one to the same server.
-async fn cancel(shared: &Shared, member: &Member) -> Result<(), Error> {
+/// Ends the server's process behind a connection, with what it is doing, by another one to the same server.
+async fn terminate(shared: &Shared, member: &Member) -> Result<(), Error> {
     use sqlx::ConnectOptions as _;
     let options = shared.connector.options(&member.route).await?;
     let mut connection = options.connect().await?;
-    sqlx::query("SELECT pg_catalog.pg_cancel_backend($1)")
+    sqlx::query("SELECT pg_catalog.pg_terminate_backend($1)")
         .bind(member.process)
         .persistent(false)
         .execute(&mut connection)

@@ -182,6 +182,26 @@ async fn what_is_dropped_or_late_is_cancelled_at_the_server() {
 }
 
 #[tokio::test]
+async fn a_statement_that_catches_its_cancellation_ends_too() {
+    const STUBBORN: &str =
+        "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
+    const LEFT: &str = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO %'";
+    let server = PostgresServer::start().unwrap();
+    let pool = open(&format!("{}?pool_max_conns=2", server.url())).await.unwrap();
+    let stubborn = Statement {
+        timeout: Duration::from_millis(100),
+        ..statement(STUBBORN, &[])
+    };
+    for _ in 0..4 {
+        let outcomes = tokio::join!(pool.run(&stubborn, WAIT), pool.run(&stubborn, WAIT));
+        assert_eq!(
+            (kind(outcomes.0), kind(outcomes.1)),
+            (ErrorKind::Timeout, ErrorKind::Timeout)
+        );
+    }
+    eventually("the end of them all", async || server.sql(LEFT).unwrap() == "0").await;
+    eventually("an idle pool", async || pool.statistics().acquired == 0).await;
+}
 async fn the_pool_is_bounded_and_its_age_is_too() {
     let server = PostgresServer::start().unwrap();
     let url = format!(

@@ -78,6 +78,13 @@ async fn what_a_plugin_drops_is_undone() {
         (&["begin", insert, "forget"], "1"),
         (&["begin", insert], "1"),
         (&["drop INSERT INTO t SELECT 1 FROM pg_sleep(30)"], "1"),
+        // It catches what would cancel it.
+        (
+            &[
+                "drop DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$",
+            ],
+            "1",
+        ),
         (&[insert], "2"),
     ] {
         ask(Some(server.url()), Grants::default(), script).await.unwrap();

@@ -147,6 +147,8 @@ misbehaviours! {
     TrapInTransaction = "trap-in-transaction",
     /// Runs a statement that never ends.
     EndlessStatement = "endless-statement",
+    /// Runs one that never ends, and that goes on when it is cancelled.
+    StubbornStatement = "stubborn-statement",
     /// Runs a statement whose rows never end.
     EndlessRows = "endless-rows",
     /// Runs a statement with rows of a megabyte that never end.

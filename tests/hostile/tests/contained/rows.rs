@@ -252,7 +252,7 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
         }),
         M::LeakedListeners => in_database(end("more than 3 listeners at once (DATABROKER_PLUGIN_LISTENERS)")),
         M::TrapInTransaction => in_database(end("unreachable")),
-        M::EndlessStatement => in_database(late()),
+        M::EndlessStatement | M::StubbornStatement => in_database(late()),
         M::EndlessRows => too_large("too-large: "),
         M::EndlessBytes => too_large("too-large: "),
         // Not received, unlike what is counted row by row.
