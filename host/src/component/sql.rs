@@ -37,6 +37,9 @@ const MAX_TEXT: usize = 1 << 20;
 
 /// Most bytes of all statements of an instance that have no answer yet: they may wait for a connection for minutes.
 const MAX_WAITING: u64 = 256 << 20;
+/// Most channels of a listener, and most bytes of the name of each, which are Postgres'.
+const MAX_CHANNELS: usize = 64;
+const MAX_CHANNEL: usize = 63;
 
 /// The longest that a statement may take.
 const MAX_TIMEOUT: Duration = Duration::from_secs(300);
@@ -107,7 +110,8 @@ pub struct OpenTransaction {
 
 /// A listener in a plugin's hands; none where there is no database.
 pub struct OpenListener {
-    channels: Vec<String>,
+    /// Shared by the calls that wait.
+    channels: Arc<[String]>,
     /// None until it is first waited for.
     listener: Arc<Mutex<Option<Listener>>>,
 }
@@ -312,7 +316,7 @@ impl<T: Send> sql::HostListenerWithStore<T> for HasSelf<State> {
         let longest = Duration::from_nanos(longest).min(MAX_TIMEOUT);
         let (channels, listener) = accessor.with(|mut access| -> wasmtime::Result<_> {
             let open = access.get().table.get(&handle)?;
-            Ok((open.channels.clone(), Arc::clone(&open.listener)))
+            Ok((Arc::clone(&open.channels), Arc::clone(&open.listener)))
         })?;
         if channels.is_empty() {
             tokio::time::sleep(longest).await;
@@ -326,7 +330,7 @@ impl<T: Send> sql::HostListenerWithStore<T> for HasSelf<State> {
                 // A failure is told and counted there.
                 let opening = database.ask(database.pool(MAX_TIMEOUT));
                 let pool = timeout_at(end, opening).await.ok()?.ok()?;
-                *listener = Some(pool.listen(channels));
+                *listener = Some(pool.listen(channels.to_vec()));
             }
             Some(
                 listener
@@ -355,9 +359,14 @@ impl sql::HostListener for State {
         if self.sql.listeners >= most {
             wasmtime::bail!("it wanted more than {most} listeners at once (DATABROKER_PLUGIN_LISTENERS)");
         }
+        if channels.len() > MAX_CHANNELS || channels.iter().any(|channel| channel.len() > MAX_CHANNEL) {
+            wasmtime::bail!(
+                "a listener has {MAX_CHANNELS} channels at most, with names of {MAX_CHANNEL} bytes at most: it wanted more"
+            );
+        }
         self.sql.listeners += 1;
         Ok(self.table.push(OpenListener {
-            channels,
+            channels: channels.into(),
             listener: Arc::default(),
         })?)
     }

@@ -93,6 +93,12 @@ impl Database {
                 let answers = try_join_all(asking).await?;
                 return said(format!("{} of {count}", answers.len()));
             }
+            // A listener with so many channels, each with a name of so many bytes.
+            "listen" => {
+                let (count, bytes) = rest.split_once(' ').unwrap_or_default();
+                let name = "x".repeat(bytes.parse().unwrap_or_default());
+                drop(sql::Listener::new(&vec![name; count.parse().unwrap_or_default()]));
+            }
             // Given up before there is an answer.
             "drop" => {
                 let running = pin!(sql::run(self.statement(rest, Vec::new())));

@@ -95,6 +95,7 @@ pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
         Misbehaviour::LeakedTransactions => return statements::leak_transactions().await,
         Misbehaviour::LeakedCalls => statements::leak_calls().await,
         Misbehaviour::LeakedListeners => return statements::leak_listeners().await,
+        Misbehaviour::LongChannel => statements::listen_to_long_channel().await,
         Misbehaviour::TrapInTransaction => return statements::trap_in_transaction().await,
         Misbehaviour::EndlessStatement => return statements::run("SELECT pg_sleep(3600)").await,
         Misbehaviour::StubbornStatement => {

@@ -143,6 +143,8 @@ misbehaviours! {
     LeakedTransactions = "leaked-transactions",
     /// Listens again and again, and drops no listener.
     LeakedListeners = "leaked-listeners",
+    /// Listens to a channel whose name has megabytes, which each call that waits would keep.
+    LongChannel = "long-channel",
     /// Traps in a transaction that has written and holds a lock.
     TrapInTransaction = "trap-in-transaction",
     /// Runs a statement that never ends.
