@@ -56,7 +56,7 @@ pub use connection_string::{
 };
 pub use error::{Error, ErrorKind};
 pub use listener::{Listener, Wake};
-pub use pool::{Pool, PoolStatistics};
+pub use pool::{Held, Pool, PoolStatistics};
 pub use statement::{Rows, Statement};
 pub use transaction::{Isolation, Transaction, TransactionOptions};
 pub use value::Value;

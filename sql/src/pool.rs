@@ -221,18 +221,28 @@ impl Pool {
     ///
     /// [`Error`]; where the connection broke or time ran out, it is unknown whether the statement has taken effect.
     pub async fn run(&self, statement: &Statement<'_>, wait: Duration) -> Result<Rows, Error> {
+        self.run_and_hold(statement, wait).await.map(|(rows, _)| rows)
+    }
+
+    /// The same for somebody who bounds what is held of answers: nobody else gets the connection before [`Held`] is dropped, so that
+    /// no more answers come than there are connections.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub async fn run_and_hold(&self, statement: &Statement<'_>, wait: Duration) -> Result<(Rows, Held), Error> {
         if self.is_bounced() {
             // Between two messages outside of a transaction the pooler may change connections.
             let mut transaction = self.begin(&TransactionOptions::default(), wait).await?;
             let rows = transaction.run(statement).await?;
-            transaction.commit().await?;
-            return Ok(rows);
+            return Ok((rows, Held(transaction.commit_and_keep().await?)));
         }
         let mut acquired = self.acquire(wait).await?;
         let prepare = acquired.prepares();
-        acquired
+        let rows = acquired
             .using(async |connection| statement::run(connection, statement, prepare).await)
-            .await
+            .await?;
+        Ok((rows, Held(acquired)))
     }
 
     /// Begins a transaction, which rolls back unless it is committed.
@@ -417,6 +427,10 @@ async fn keep_healthy(pool: std::sync::Weak<Shared>) {
         tokio::time::sleep(settings.health_check_period).await;
     }
 }
+
+/// A connection whose statement has ended, and that goes back to the pool when this is dropped.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "it is kept, and dropped")] Acquired);
 
 /// A connection in use. Goes back to the pool when it is dropped, if it can be used again.
 #[derive(Debug)]
