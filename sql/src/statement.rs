@@ -23,6 +23,9 @@ pub struct Statement<'s> {
     pub timeout: Duration,
 }
 
+/// The longest text of a statement that is kept prepared, in bytes, with the types of its parameters. A longer one is prepared each time.
+const KEPT_TEXT: usize = 16 << 10;
+
 /// What a statement gives.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
@@ -62,6 +65,7 @@ async fn run_to_end(connection: &mut PgConnection, statement: &Statement<'_>, pr
     }
     // Prepared statements are kept by their text alone, and the same text may come with parameters of other types.
     let text = format!("{}\n-- {types}", statement.sql);
+    let prepare = prepare && text.len() <= KEPT_TEXT;
     let query = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(prepare);
     let mut answer = sqlx::Executor::fetch_many(connection, query);
     let mut result = Rows::default();

@@ -35,11 +35,12 @@ pub(super) const IMPORT: &str = "databroker:storage/sql";
 const MAX_ROWS: u32 = 1_000_000;
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
-/// Most bytes of a statement's text: each connection keeps those that it has prepared.
+/// Most bytes of a statement's text.
 const MAX_TEXT: usize = 1 << 20;
 
 /// Most bytes of all statements of an instance that have no answer yet: they may wait for a connection for minutes.
 const MAX_WAITING: u64 = 256 << 20;
+
 /// Most bytes of all answers to an instance that it was not handed yet, beside one for each connection.
 const MAX_ANSWERS: u64 = 128 << 20;
 

@@ -146,6 +146,32 @@ async fn types_that_were_made_in_the_database_are_refused_before_anybody_looks_i
         eventually("an idle pool", async || pool.statistics().acquired == 0).await;
     }
 }
+
+#[tokio::test]
+async fn few_statements_are_kept_and_no_long_ones() {
+    const KEPT: &str = "SELECT count(*), coalesce(max(length(statement)), 0) FROM pg_prepared_statements";
+    let server = PostgresServer::start().unwrap();
+    let pool = open(&format!("{}?pool_max_conns=1", server.url())).await.unwrap();
+    let kept = async || match run(&pool, KEPT, &[]).await.unwrap().rows[0][..] {
+        [Value::Integer(count), Value::Integer(longest)] => (count, longest),
+        ref other => panic!("{other:?}"),
+    };
+    assert_eq!(kept().await.0, 1, "the question itself");
+    for length in [1000, 10_000, 20_000, 1 << 20] {
+        run(&pool, &format!("SELECT 1 /*{}*/", "x".repeat(length)), &[])
+            .await
+            .unwrap();
+    }
+    let (count, longest) = kept().await;
+    assert_eq!(count, 3);
+    assert!((10_000..16_384).contains(&longest), "{longest}");
+    for number in 0..300 {
+        run(&pool, &format!("SELECT {number}"), &[]).await.unwrap();
+    }
+    assert_eq!(kept().await.0, 64);
+}
+
+#[tokio::test]
 async fn all_else_is_as_without_a_guard() {
     let (server, ways) = ways();
     for way in ways {
