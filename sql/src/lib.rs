@@ -32,12 +32,15 @@
 //! - `pool`, `bouncer`: many
 //! - `statement`, `value`, `transaction`, `listener`: what is done with one
 //! - `error`: what went wrong
+//! - `fuzz`: doors for fuzzing
 
 mod bouncer;
 mod connect;
 mod connection_string;
 mod duration;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 mod keywords;
 mod listener;
