@@ -23,6 +23,12 @@ use super::{passfile, pipe, transport};
 /// How long a connection may take where the string sets no end: nobody waits for ever.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// How many statements a connection keeps prepared: each with its text, and a few hundred bytes for each of its columns.
+const KEPT: usize = 200;
+
+/// The same where the statements are not trusted.
+const KEPT_GUARDED: usize = 64;
+
 /// Where a connection leads.
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
@@ -220,6 +226,11 @@ impl Connector {
     pub(crate) async fn options(&self, route: &Route) -> Result<PgConnectOptions, Error> {
         let settings = &self.settings;
         let host = &route.host;
+        let kept = match self.largest_message {
+            _ if !settings.prepare_statements => 0,
+            Some(_) => KEPT_GUARDED,
+            None => KEPT,
+        };
         let mut options = PgConnectOptions::new_without_pgpass()
             .port(host.port)
             .username(&settings.user)
@@ -228,7 +239,7 @@ impl Connector {
             .ssl_mode(PgSslMode::Disable)
             // Poolers refuse what they do not know, and numbers come in binary, with all of their digits.
             .extra_float_digits(None)
-            .statement_cache_capacity(if settings.prepare_statements { 200 } else { 0 })
+            .statement_cache_capacity(kept)
             .disable_statement_logging();
         if !settings.server_settings.is_empty() {
             options = options.options(settings.server_settings.iter().map(|(name, value)| (name, value)));
@@ -240,7 +251,7 @@ impl Connector {
         // An empty one keeps the library from looking for one by itself.
         let password = settings.password.clone().or_else(from_file);
         options = options.password(password.as_ref().map_or("", Password::expose));
-        let guard = Guard::new(self.largest_message.unwrap_or(u64::MAX));
+        let guard = Guard::new(self.largest_message);
         let is_guarded = self.largest_message.is_some();
         let near = match route.address {
             Some(address) if route.tls => {

@@ -3,7 +3,7 @@
 //! A plugin asks for rows; everything else is here, in plain Rust without a component in sight, so that it is tested against
 //! real servers by itself. The protocol is sqlx's. What is added to it: connection strings as libpq reads them, several
 //! hosts and the roles they may have, TLS with exactly the authorities that were named, a pool that follows a failover,
-//! bounds on rows, bytes and time, cancellation by dropping, and failures told apart by what to do about them.
+//! bounds on rows, bytes and time, statements that end when they are dropped, and failures told apart by what to do about them.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -32,12 +32,15 @@
 //! - `pool`, `bouncer`: many
 //! - `statement`, `value`, `transaction`, `listener`: what is done with one
 //! - `error`: what went wrong
+//! - `fuzz`: doors for fuzzing
 
 mod bouncer;
 mod connect;
 mod connection_string;
 mod duration;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 mod keywords;
 mod listener;
@@ -56,7 +59,7 @@ pub use connection_string::{
 };
 pub use error::{Error, ErrorKind};
 pub use listener::{Listener, Wake};
-pub use pool::{Pool, PoolStatistics};
+pub use pool::{Held, Pool, PoolStatistics};
 pub use statement::{Rows, Statement};
 pub use transaction::{Isolation, Transaction, TransactionOptions};
 pub use value::Value;

@@ -52,8 +52,8 @@ async fn accept(listener: UnixListener) -> std::io::Result<UnixStream> {
 /// Carries bytes both ways until the client closes its end, or the server takes no more. Either end may break at any time, which
 /// the other end then sees.
 ///
-/// Where the guard refuses, the server's end stays open and unread until the client has closed its own: meanwhile the statement is
-/// cancelled by the number of the server's process, which is nobody else's for as long as the connection is there.
+/// Where the guard refuses, the server's end stays open and unread until the client has closed its own: meanwhile the server's
+/// process is ended by its number, which is nobody else's for as long as the connection is there.
 async fn carry(near: UnixStream, far: impl AsyncRead + AsyncWrite, guard: Guard) {
     let (mut from_client, mut to_client) = near.into_split();
     let (mut from_server, mut to_server) = tokio::io::split(far);
@@ -93,20 +93,27 @@ async fn pass_guarded(
     mut guard: Guard,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER];
-    // Bytes at the front that were not passed on yet: fewer than the head of a message.
+    // Bytes at the front that were not passed on yet: fewer than the head of a message, or a description that is not whole.
     let mut held = 0;
     loop {
+        if held == buffer.len() {
+            buffer.resize(held * 2, 0);
+        }
         let read = from.read(buffer.get_mut(held..).unwrap_or_default()).await?;
         if read == 0 {
             return Ok(());
         }
         let there = held + read;
-        let (clear, too_large) = guard.follow(buffer.get(..there).unwrap_or_default());
+        let (clear, refused) = guard.follow(buffer.get(..there).unwrap_or_default());
         to.write_all(buffer.get(..clear).unwrap_or_default()).await?;
-        if let Some(too_large) = too_large {
-            return to.write_all(&too_large.error()).await;
+        if let Some(refused) = refused {
+            return to.write_all(&refused.error()).await;
         }
         buffer.copy_within(clear..there, 0);
         held = there - clear;
+        if held < BUFFER && buffer.len() > BUFFER {
+            buffer.truncate(BUFFER);
+            buffer.shrink_to_fit();
+        }
     }
 }

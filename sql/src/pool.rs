@@ -4,8 +4,8 @@
 //! for a server anew. A failure that means another server may be due ends all connections that were made before it, so that
 //! a failover is noticed once and not once per connection.
 //!
-//! A connection that is dropped while a statement runs is never used again. The statement is cancelled at the server first,
-//! since it would otherwise go on and hold its locks.
+//! A connection that is dropped while a statement runs is never used again. The server's process behind it is ended, since the
+//! statement would otherwise go on and hold its locks. To cancel the statement would not do: it can catch that and go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,7 @@ use super::{bouncer, listener};
 /// A connection that was idle for longer is asked whether it still lives before it is used.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How long that, a rollback or a cancellation may take.
+/// How long that, a rollback or the end of a process of the server's may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a pool has done, for metrics. The numbers mean what those of Go's `pgxpool` do, which Pomerium shows.
@@ -151,7 +151,8 @@ impl Pool {
     }
 
     /// The same for statements of somebody who is not trusted. No message of the server's may have more bytes than this, be it a row, a
-    /// notice or an error: a longer one is not received, and the statement fails with [`ErrorKind::TooLarge`]. So that messages are
+    /// notice or an error: a longer one is not received, and the statement fails with [`ErrorKind::TooLarge`]. Nor may a column or a
+    /// parameter be of a type that was made in the database; such a statement fails with [`ErrorKind::Statement`]. So that messages are
     /// seen on their way, each connection goes through a pipe within the process.
     ///
     /// # Errors
@@ -220,18 +221,28 @@ impl Pool {
     ///
     /// [`Error`]; where the connection broke or time ran out, it is unknown whether the statement has taken effect.
     pub async fn run(&self, statement: &Statement<'_>, wait: Duration) -> Result<Rows, Error> {
+        self.run_and_hold(statement, wait).await.map(|(rows, _)| rows)
+    }
+
+    /// The same for somebody who bounds what is held of answers: nobody else gets the connection before [`Held`] is dropped, so that
+    /// no more answers come than there are connections.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub async fn run_and_hold(&self, statement: &Statement<'_>, wait: Duration) -> Result<(Rows, Held), Error> {
         if self.is_bounced() {
             // Between two messages outside of a transaction the pooler may change connections.
             let mut transaction = self.begin(&TransactionOptions::default(), wait).await?;
             let rows = transaction.run(statement).await?;
-            transaction.commit().await?;
-            return Ok(rows);
+            return Ok((rows, Held(transaction.commit_and_keep().await?)));
         }
         let mut acquired = self.acquire(wait).await?;
         let prepare = acquired.prepares();
-        acquired
+        let rows = acquired
             .using(async |connection| statement::run(connection, statement, prepare).await)
-            .await
+            .await?;
+        Ok((rows, Held(acquired)))
     }
 
     /// Begins a transaction, which rolls back unless it is committed.
@@ -417,6 +428,10 @@ async fn keep_healthy(pool: std::sync::Weak<Shared>) {
     }
 }
 
+/// A connection whose statement has ended, and that goes back to the pool when this is dropped.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "it is kept, and dropped")] Acquired);
+
 /// A connection in use. Goes back to the pool when it is dropped, if it can be used again.
 #[derive(Debug)]
 pub(crate) struct Acquired {
@@ -500,7 +515,7 @@ impl Drop for Acquired {
             }
             runtime.spawn(async move {
                 // The connection is kept until then, so that the process is still the one that runs the statement.
-                drop(timeout(PATIENCE, cancel(&shared, &member)).await);
+                drop(timeout(PATIENCE, terminate(&shared, &member)).await);
                 drop(member);
                 drop(permit);
             });
@@ -517,12 +532,12 @@ impl Drop for Acquired {
     }
 }
 
-/// Cancels what a connection is doing, by another one to the same server.
-async fn cancel(shared: &Shared, member: &Member) -> Result<(), Error> {
+/// Ends the server's process behind a connection, with what it is doing, by another one to the same server.
+async fn terminate(shared: &Shared, member: &Member) -> Result<(), Error> {
     use sqlx::ConnectOptions as _;
     let options = shared.connector.options(&member.route).await?;
     let mut connection = options.connect().await?;
-    sqlx::query("SELECT pg_catalog.pg_cancel_backend($1)")
+    sqlx::query("SELECT pg_catalog.pg_terminate_backend($1)")
         .bind(member.process)
         .persistent(false)
         .execute(&mut connection)

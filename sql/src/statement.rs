@@ -23,11 +23,16 @@ pub struct Statement<'s> {
     pub timeout: Duration,
 }
 
+/// The longest text of a statement that is kept prepared, in bytes, with the types of its parameters. A longer one is prepared each time.
+const KEPT_TEXT: usize = 16 << 10;
+
 /// What a statement gives.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     /// The rows, each with one value per column.
     pub rows: Vec<Vec<Value>>,
+    /// How many bytes they count, by [`Value::size`].
+    pub bytes: u64,
     /// How many rows were written, or read.
     pub affected: u64,
 }
@@ -60,25 +65,27 @@ async fn run_to_end(connection: &mut PgConnection, statement: &Statement<'_>, pr
     }
     // Prepared statements are kept by their text alone, and the same text may come with parameters of other types.
     let text = format!("{}\n-- {types}", statement.sql);
+    let prepare = prepare && text.len() <= KEPT_TEXT;
     let query = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(prepare);
     let mut answer = sqlx::Executor::fetch_many(connection, query);
     let mut result = Rows::default();
-    let mut bytes = 0_u64;
+    let too_large = || {
+        let problem = format!(
+            "the statement gives more than the {} rows or the {} bytes that it may: ask for fewer, page by page",
+            statement.max_rows, statement.max_bytes
+        );
+        Error::new(ErrorKind::TooLarge, problem)
+    };
     while let Some(item) = answer.try_next().await? {
         match item {
             Either::Left(done) => result.affected = result.affected.saturating_add(done.rows_affected()),
             Either::Right(row) => {
-                let values = read_row(&row)?;
-                bytes = values.iter().fold(bytes, |sum, value| sum.saturating_add(value.size()));
-                if bytes > statement.max_bytes
-                    || u64::try_from(result.rows.len()).unwrap_or(u64::MAX) >= statement.max_rows
-                {
-                    let problem = format!(
-                        "the statement gives more than the {} rows or the {} bytes that it may: ask for fewer, page by page",
-                        statement.max_rows, statement.max_bytes
-                    );
-                    return Err(Error::new(ErrorKind::TooLarge, problem));
+                if u64::try_from(result.rows.len()).unwrap_or(u64::MAX) >= statement.max_rows {
+                    return Err(too_large());
                 }
+                let left = statement.max_bytes.saturating_sub(result.bytes);
+                let (values, bytes) = read_row(&row, left)?.ok_or_else(too_large)?;
+                result.bytes = result.bytes.saturating_add(bytes);
                 result.rows.push(values);
             }
         }

@@ -86,13 +86,18 @@ impl Transaction {
     ///
     /// [`Error`]. Of the kind `Unreachable` or `FailingOver`, it is unknown whether it was committed; of any other, it was
     /// not.
-    pub async fn commit(mut self) -> Result<(), Error> {
+    pub async fn commit(self) -> Result<(), Error> {
+        self.commit_and_keep().await.map(drop)
+    }
+
+    /// The same, and the connection stays in use.
+    pub(crate) async fn commit_and_keep(mut self) -> Result<Acquired, Error> {
         if self.failed {
             return Err(failed());
         }
         self.command("COMMIT".to_owned()).await?;
         self.acquired.in_transaction = false;
-        Ok(())
+        Ok(self.acquired)
     }
 
     /// Rolls back, and waits for that. Dropping does the same without waiting.

@@ -17,6 +17,9 @@ use super::error::{Error, ErrorKind};
 /// From Postgres' first moment, 2000-01-01, back to 1970-01-01, in microseconds.
 const EPOCH: i64 = 946_684_800_000_000;
 
+/// The bytes of an array's item that say how long it is.
+const LENGTH: usize = 4;
+
 /// A value of a parameter or a column.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -48,12 +51,13 @@ pub enum Value {
     Timestamps(Vec<Option<i64>>),
 }
 
+/// What every value and every item of an array takes beside its content, in bytes.
+const EACH: usize = 32;
+
 impl Value {
     /// About how many bytes it takes in memory.
     #[must_use]
     pub fn size(&self) -> u64 {
-        /// What every value and every item of an array takes beside its content.
-        const EACH: usize = 32;
         let bytes = match self {
             Self::Null | Self::Boolean(_) | Self::Integer(_) | Self::Float(_) | Self::Timestamp(_) => 0,
             Self::Text(text) => text.len(),
@@ -197,18 +201,21 @@ fn array<'i, T, B: AsRef<[u8]>>(
     Ok(())
 }
 
-/// Reads all columns of a row.
-pub(crate) fn read_row(row: &PgRow) -> Result<Vec<Value>, Error> {
-    (0..row.len())
-        .map(|index| {
-            let column = row.try_get_raw(index)?;
-            if column.is_null() {
-                return Ok(Value::Null);
-            }
+/// Reads all columns of a row, which counts so many bytes at most; gives them, and the bytes they count. None where it counts more: nothing
+/// is made of an array that would be too large.
+pub(crate) fn read_row(row: &PgRow, most: u64) -> Result<Option<(Vec<Value>, u64)>, Error> {
+    let mut values = Vec::with_capacity(row.len());
+    let mut left = most;
+    for index in 0..row.len() {
+        let column = row.try_get_raw(index)?;
+        let value = if column.is_null() {
+            Value::Null
+        } else {
             let info = column.type_info().into_owned();
             let number = info.oid().map_or(types::TEXT, |oid| oid.0);
             let bytes = column.as_bytes().map_err(sqlx::Error::Decode)?;
             let value = match column.format() {
+                PgValueFormat::Binary if least_size(number, bytes) > left => return Ok(None),
                 PgValueFormat::Binary => read(number, bytes),
                 PgValueFormat::Text => text(bytes),
             };
@@ -220,9 +227,24 @@ pub(crate) fn read_row(row: &PgRow) -> Result<Vec<Value>, Error> {
                     sqlx::TypeInfo::name(&info)
                 );
                 Error::new(ErrorKind::Statement, problem)
-            })
-        })
-        .collect()
+            })?
+        };
+        let Some(after) = left.checked_sub(value.size()) else {
+            return Ok(None);
+        };
+        left = after;
+        values.push(value);
+    }
+    Ok(Some((values, most - left)))
+}
+
+/// How many bytes a value will count at least: an item of an array may take 4 bytes on the way, and 32 here.
+pub(crate) fn least_size(type_number: u32, bytes: &[u8]) -> u64 {
+    let items = match type_number {
+        1000 | 1001 | 1007 | 1009 | 1015 | 1016 | 1022 | 1185 => Array::new(bytes).map_or(0, |array| array.count),
+        _ => 0,
+    };
+    u64::try_from(items.saturating_add(1).saturating_mul(EACH)).unwrap_or(u64::MAX)
 }
 
 fn text(bytes: &[u8]) -> Option<Value> {
@@ -230,7 +252,7 @@ fn text(bytes: &[u8]) -> Option<Value> {
 }
 
 /// Reads one value, in binary; none where its type is not supported.
-fn read(type_number: u32, bytes: &[u8]) -> Option<Value> {
+pub(crate) fn read(type_number: u32, bytes: &[u8]) -> Option<Value> {
     Some(match type_number {
         types::BOOL => Value::Boolean(boolean(bytes)?),
         types::INT2 => Value::Integer(i16::from_be_bytes(bytes.try_into().ok()?).into()),
@@ -306,28 +328,46 @@ fn network(bytes: &[u8]) -> Option<String> {
     })
 }
 
+/// An array of at most one dimension, as it is sent.
+struct Array<'b> {
+    /// The type of its items.
+    of: u32,
+    /// How many items it has: no more than there could be in so many bytes.
+    count: usize,
+    /// The items, each with its length before it.
+    items: &'b [u8],
+}
+
+impl<'b> Array<'b> {
+    fn new(bytes: &'b [u8]) -> Option<Self> {
+        let mut rest = bytes;
+        let mut number = || {
+            let (head, after) = rest.split_first_chunk()?;
+            rest = after;
+            Some(u32::from_be_bytes(*head))
+        };
+        let (dimensions, _has_null, of) = (number()?, number()?, number()?);
+        let count = match dimensions {
+            0 => 0,
+            1 => {
+                let (count, _from) = (number()?, number()?);
+                usize::try_from(count).ok()?
+            }
+            _ => return None,
+        };
+        (count <= rest.len() / LENGTH).then_some(Self { of, count, items: rest })
+    }
+}
+
 /// The items of an array of at most one dimension.
 fn items<T>(bytes: &[u8], type_number: u32, read: impl Fn(&[u8]) -> Option<T>) -> Option<Vec<Option<T>>> {
-    let mut rest = bytes;
-    let mut number = || {
-        let (head, after) = rest.split_at_checked(4)?;
+    let array = Array::new(bytes).filter(|array| array.of == type_number)?;
+    let mut rest = array.items;
+    let mut items = Vec::with_capacity(array.count);
+    for _ in 0..array.count {
+        let (length, after) = rest.split_first_chunk::<LENGTH>()?;
         rest = after;
-        Some(i32::from_be_bytes(head.try_into().ok()?))
-    };
-    let (dimensions, _, of) = (number()?, number()?, number()?);
-    if u32::try_from(of).ok()? != type_number || !matches!(dimensions, 0 | 1) {
-        return None;
-    }
-    if dimensions == 0 {
-        return Some(Vec::new());
-    }
-    let (count, _) = (number()?, number()?);
-    let mut items = Vec::new();
-    for _ in 0..count {
-        let (head, after) = rest.split_at_checked(4)?;
-        rest = after;
-        let length = i32::from_be_bytes(head.try_into().ok()?);
-        items.push(match usize::try_from(length) {
+        items.push(match usize::try_from(i32::from_be_bytes(*length)) {
             Err(_) => None,
             Ok(length) => {
                 let (item, after) = rest.split_at_checked(length)?;

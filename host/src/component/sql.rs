@@ -5,6 +5,9 @@
 //!
 //! A transaction runs one statement at a time; what a plugin asks for meanwhile waits. Dropping a call drops the future here,
 //! and with it whatever the database still works on.
+//!
+//! A plugin that computes is handed no answers, while the database goes on with what it was asked. So of answers there is no more
+//! than some room, and one for each connection: where that room is taken, a connection is kept with the answer that it gave.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,11 +35,18 @@ pub(super) const IMPORT: &str = "databroker:storage/sql";
 const MAX_ROWS: u32 = 1_000_000;
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
-/// Most bytes of a statement's text: each connection keeps those that it has prepared.
+/// Most bytes of a statement's text.
 const MAX_TEXT: usize = 1 << 20;
 
 /// Most bytes of all statements of an instance that have no answer yet: they may wait for a connection for minutes.
 const MAX_WAITING: u64 = 256 << 20;
+
+/// Most bytes of all answers to an instance that it was not handed yet, beside one for each connection.
+const MAX_ANSWERS: u64 = 128 << 20;
+
+/// Most channels of a listener, and most bytes of the name of each, which are Postgres'.
+const MAX_CHANNELS: usize = 64;
+const MAX_CHANNEL: usize = 63;
 
 /// The longest that a statement may take.
 const MAX_TIMEOUT: Duration = Duration::from_secs(300);
@@ -55,6 +65,7 @@ pub(super) struct Sql {
     transactions: Arc<Semaphore>,
     /// Bytes of statements that have no answer yet.
     waiting: Arc<AtomicU64>,
+    answers: Answers,
 }
 
 impl Sql {
@@ -65,7 +76,31 @@ impl Sql {
             listeners: 0,
             transactions: Arc::new(Semaphore::new(limits.transactions.min(Semaphore::MAX_PERMITS))),
             waiting: Arc::default(),
+            answers: Answers::new(),
         }
+    }
+}
+
+/// The room for answers that an instance was not handed yet.
+#[derive(Clone)]
+struct Answers(Arc<Semaphore>);
+
+impl Answers {
+    /// What a permit stands for, in bytes.
+    const UNIT: u64 = 1 << 10;
+
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(Self::units(MAX_ANSWERS) as usize)))
+    }
+
+    fn units(bytes: u64) -> u32 {
+        u32::try_from(bytes.min(MAX_ANSWERS).div_ceil(Self::UNIT)).unwrap_or(u32::MAX)
+    }
+
+    /// Room for an answer of so many bytes, once there is some; it is given back when it is dropped.
+    async fn room(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        // Nothing closes the semaphore.
+        Arc::clone(&self.0).acquire_many_owned(Self::units(bytes)).await.ok()
     }
 }
 
@@ -107,7 +142,8 @@ pub struct OpenTransaction {
 
 /// A listener in a plugin's hands; none where there is no database.
 pub struct OpenListener {
-    channels: Vec<String>,
+    /// Shared by the calls that wait.
+    channels: Arc<[String]>,
     /// None until it is first waited for.
     listener: Arc<Mutex<Option<Listener>>>,
 }
@@ -168,6 +204,19 @@ fn waiting<T: Send>(accessor: &Accessor<T, HasSelf<State>>) -> Arc<AtomicU64> {
     accessor.with(|mut access| Arc::clone(&access.get().sql.waiting))
 }
 
+/// The room for an instance's answers.
+fn answers<T: Send>(accessor: &Accessor<T, HasSelf<State>>) -> Answers {
+    accessor.with(|mut access| access.get().sql.answers.clone())
+}
+
+/// What comes of a statement, with the room that its rows take until the plugin has them.
+type Roomed = Result<(sql::Rows, Option<OwnedSemaphorePermit>), sql::Error>;
+
+/// Hands it over.
+fn hand_over(outcome: Roomed) -> Result<sql::Rows, sql::Error> {
+    outcome.map(|(rows, _room)| rows)
+}
+
 impl sql::Host for State {}
 
 impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
@@ -191,16 +240,20 @@ impl<T: Send> sql::HostWithStore<T> for HasSelf<State> {
             Ok(asked) => asked,
             Err(error) => return Ok(Err(error)),
         };
-        apart(async move {
+        let answers = answers(accessor);
+        let outcome = apart(async move {
             let running = async {
                 let began = Instant::now();
                 let pool = database.pool(asked.bounds.timeout).await?;
                 let left = asked.bounds.timeout.saturating_sub(began.elapsed());
-                pool.run(&asked.statement(), left).await
+                pool.run_and_hold(&asked.statement(), left).await
             };
-            database.ask(running).await.map(to_rows).map_err(to_error)
-        })
-        .await
+            let (rows, held) = database.ask(running).await.map_err(to_error)?;
+            let room = answers.room(rows.bytes).await;
+            drop(held);
+            Ok((to_rows(rows), room))
+        });
+        Ok(hand_over(outcome.await?))
     }
 
     async fn begin(
@@ -265,16 +318,16 @@ impl<T: Send> sql::HostTransactionWithStore<T> for HasSelf<State> {
         };
         // In the order of the calls.
         let mut open = transaction.lock_owned().await;
-        apart(async move {
-            match open.as_mut() {
-                Some((transaction, _)) => {
-                    let outcome = database.ask(transaction.run(&asked.statement())).await;
-                    outcome.map(to_rows).map_err(to_error)
-                }
-                None => Err(ended()),
-            }
-        })
-        .await
+        let answers = answers(accessor);
+        let outcome = apart(async move {
+            let (transaction, _) = open.as_mut().ok_or_else(ended)?;
+            let statement = asked.statement();
+            let rows = database.ask(transaction.run(&statement)).await.map_err(to_error)?;
+            // The transaction is kept meanwhile, and its connection with it.
+            let room = answers.room(rows.bytes).await;
+            Ok((to_rows(rows), room))
+        });
+        Ok(hand_over(outcome.await?))
     }
 
     async fn commit(accessor: &Accessor<T, Self>, handle: Resource<OpenTransaction>) -> Answer<()> {
@@ -312,7 +365,7 @@ impl<T: Send> sql::HostListenerWithStore<T> for HasSelf<State> {
         let longest = Duration::from_nanos(longest).min(MAX_TIMEOUT);
         let (channels, listener) = accessor.with(|mut access| -> wasmtime::Result<_> {
             let open = access.get().table.get(&handle)?;
-            Ok((open.channels.clone(), Arc::clone(&open.listener)))
+            Ok((Arc::clone(&open.channels), Arc::clone(&open.listener)))
         })?;
         if channels.is_empty() {
             tokio::time::sleep(longest).await;
@@ -326,7 +379,7 @@ impl<T: Send> sql::HostListenerWithStore<T> for HasSelf<State> {
                 // A failure is told and counted there.
                 let opening = database.ask(database.pool(MAX_TIMEOUT));
                 let pool = timeout_at(end, opening).await.ok()?.ok()?;
-                *listener = Some(pool.listen(channels));
+                *listener = Some(pool.listen(channels.to_vec()));
             }
             Some(
                 listener
@@ -355,9 +408,14 @@ impl sql::HostListener for State {
         if self.sql.listeners >= most {
             wasmtime::bail!("it wanted more than {most} listeners at once (DATABROKER_PLUGIN_LISTENERS)");
         }
+        if channels.len() > MAX_CHANNELS || channels.iter().any(|channel| channel.len() > MAX_CHANNEL) {
+            wasmtime::bail!(
+                "a listener has {MAX_CHANNELS} channels at most, with names of {MAX_CHANNEL} bytes at most: it wanted more"
+            );
+        }
         self.sql.listeners += 1;
         Ok(self.table.push(OpenListener {
-            channels,
+            channels: channels.into(),
             listener: Arc::default(),
         })?)
     }

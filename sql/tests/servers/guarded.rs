@@ -99,6 +99,79 @@ async fn what_is_too_large_is_refused_and_the_server_is_not_taken_for_one_that_f
 }
 
 #[tokio::test]
+async fn types_that_were_made_in_the_database_are_refused_before_anybody_looks_into_them() {
+    const MADE: &str = "CREATE TYPE mood AS ENUM ('well'); CREATE TYPE pair AS (one text, other mood); CREATE DOMAIN short AS text; \
+        CREATE DOMAIN shorter AS short; CREATE TABLE t (mood mood, short shorter)";
+    let (server, ways) = ways();
+    server.sql(MADE).unwrap();
+    for way in ways {
+        let pool = open(&way).await.unwrap();
+        let null = [Value::Null];
+        for (sql, parameters, place) in [
+            ("SELECT 1, NULL::shorter[]", &[][..], "column 2 is"),
+            ("SELECT NULL::pair", &[], "column 1 is"),
+            ("SELECT * FROM t", &[], "column 1 is"),
+            ("INSERT INTO t (mood) VALUES ($1)", &null, "parameter 1 would be"),
+            ("SELECT $1::shorter[] IS NULL", &null, "parameter 1 would be"),
+        ] {
+            let error = run(&pool, sql, parameters).await.unwrap_err();
+            assert_eq!(
+                (error.kind(), error.code()),
+                (ErrorKind::Statement, None),
+                "{way}: {sql}: {error}"
+            );
+            let said = format!("{place} of a type that was made in this database, which is not supported: cast it");
+            assert!(error.to_string().starts_with(&said), "{way}: {sql}: {error}");
+        }
+        // As the error says.
+        let text = Value::Text("well".to_owned());
+        for (sql, parameters, rows) in [
+            ("SELECT NULL::shorter[]::text", &[][..], vec![vec![Value::Null]]),
+            ("INSERT INTO t (mood) VALUES ($1::text::mood)", &null, vec![]),
+            (
+                "INSERT INTO t VALUES ($1::mood, 'a')",
+                std::slice::from_ref(&text),
+                vec![],
+            ),
+            // A domain alone is told as what it is one of.
+            (
+                "SELECT mood::text, short FROM t WHERE short = 'a'",
+                &[],
+                vec![vec![text.clone(), Value::Text("a".to_owned())]],
+            ),
+            ("DELETE FROM t", &[], vec![]),
+        ] {
+            assert_eq!(run(&pool, sql, parameters).await.unwrap().rows, rows, "{way}: {sql}");
+        }
+        eventually("an idle pool", async || pool.statistics().acquired == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn few_statements_are_kept_and_no_long_ones() {
+    const KEPT: &str = "SELECT count(*), coalesce(max(length(statement)), 0) FROM pg_prepared_statements";
+    let server = PostgresServer::start().unwrap();
+    let pool = open(&format!("{}?pool_max_conns=1", server.url())).await.unwrap();
+    let kept = async || match run(&pool, KEPT, &[]).await.unwrap().rows[0][..] {
+        [Value::Integer(count), Value::Integer(longest)] => (count, longest),
+        ref other => panic!("{other:?}"),
+    };
+    assert_eq!(kept().await.0, 1, "the question itself");
+    for length in [1000, 10_000, 20_000, 1 << 20] {
+        run(&pool, &format!("SELECT 1 /*{}*/", "x".repeat(length)), &[])
+            .await
+            .unwrap();
+    }
+    let (count, longest) = kept().await;
+    assert_eq!(count, 3);
+    assert!((10_000..16_384).contains(&longest), "{longest}");
+    for number in 0..300 {
+        run(&pool, &format!("SELECT {number}"), &[]).await.unwrap();
+    }
+    assert_eq!(kept().await.0, 64);
+}
+
+#[tokio::test]
 async fn all_else_is_as_without_a_guard() {
     let (server, ways) = ways();
     for way in ways {

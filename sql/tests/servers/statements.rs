@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use databroker_sql::{ErrorKind, Isolation, Statement, TransactionOptions, Value, Wake};
-use postgres_server::PostgresServer;
+use postgres_server::{PgBouncer, PoolMode, PostgresServer};
 
 use super::{WAIT, eventually, kind, one, open, run, statement};
 
@@ -179,6 +179,45 @@ async fn what_is_dropped_or_late_is_cancelled_at_the_server() {
 
     // The pool has its connections back.
     eventually("an idle pool", async || pool.statistics().acquired == 0).await;
+}
+
+#[tokio::test]
+async fn a_statement_that_catches_its_cancellation_ends_too() {
+    const STUBBORN: &str =
+        "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
+    const LEFT: &str = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO %'";
+    let server = PostgresServer::start().unwrap();
+    let pool = open(&format!("{}?pool_max_conns=2", server.url())).await.unwrap();
+    let stubborn = Statement {
+        timeout: Duration::from_millis(100),
+        ..statement(STUBBORN, &[])
+    };
+    for _ in 0..4 {
+        let outcomes = tokio::join!(pool.run(&stubborn, WAIT), pool.run(&stubborn, WAIT));
+        assert_eq!(
+            (kind(outcomes.0), kind(outcomes.1)),
+            (ErrorKind::Timeout, ErrorKind::Timeout)
+        );
+    }
+    eventually("the end of them all", async || server.sql(LEFT).unwrap() == "0").await;
+    eventually("an idle pool", async || pool.statistics().acquired == 0).await;
+}
+
+#[tokio::test]
+async fn a_held_connection_is_nobody_elses() {
+    let server = PostgresServer::start().unwrap();
+    let bouncer = PgBouncer::start(&server, PoolMode::Transaction, 4).unwrap();
+    for url in [server.url(), bouncer.url()] {
+        let pool = open(&format!("{url}?pool_max_conns=1")).await.unwrap();
+        let asking = statement("SELECT 1", &[]);
+        let (rows, held) = pool.run_and_hold(&asking, WAIT).await.unwrap();
+        assert_eq!(rows.rows, [[Value::Integer(1)]]);
+        let refused = pool.run(&asking, Duration::from_millis(100)).await;
+        assert_eq!(kind(refused), ErrorKind::OutOfConnections, "{url}");
+        drop(held);
+        pool.run(&asking, WAIT).await.unwrap();
+        assert_eq!(pool.statistics().new_connections, 1, "{url}");
+    }
 }
 
 #[tokio::test]

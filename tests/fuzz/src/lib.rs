@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     targets::answers::TARGET,
     targets::codec::TARGET,
     targets::request::TARGET,
+    targets::rows::TARGET,
 ];
 
 impl Target {

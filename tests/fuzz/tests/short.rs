@@ -39,6 +39,7 @@ short! {
     connection_string: "connection-string",
     filter: "filter",
     request: "request",
+    rows: "rows",
     token: "token",
 }
 

@@ -1,6 +1,9 @@
 //! What a line has the host run in its database.
 
+use std::future::{Future as _, poll_fn};
 use std::pin::pin;
+use std::task::Poll;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::future::{Either, select, try_join_all};
 
@@ -92,6 +95,34 @@ impl Database {
                     (0..count).map(|_| sql::run(self.statement(&text, vec![sql::Value::Booleans(items.clone())])));
                 let answers = try_join_all(asking).await?;
                 return said(format!("{} of {count}", answers.len()));
+            }
+            // So many at once, each with an answer of so many bytes; then it computes for so many seconds, and only then takes the
+            // answers. Says how many had run by then.
+            "hoard" => {
+                let mut numbers = rest.split(' ').map(|number| number.parse::<u64>().unwrap_or_default());
+                let mut next = || numbers.next().unwrap_or_default();
+                let (count, bytes, seconds) = (next(), next(), next());
+                let text = format!("SELECT repeat('x', {bytes}), clock_timestamp()");
+                let asking = (0..count).map(|_| sql::run(self.statement(&text, Vec::new())));
+                let mut asking = pin!(try_join_all(asking));
+                let end = SystemTime::now() + std::time::Duration::from_secs(seconds);
+                let begun = poll_fn(|context| Poll::Ready(asking.as_mut().poll(context))).await;
+                if begun.is_ready() {
+                    return said("answered".to_owned());
+                }
+                while SystemTime::now() < end {}
+                let end = end.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
+                let answers = asking.await?;
+                let rows = answers.iter().flat_map(|answer| &answer.rows).flatten();
+                let ran =
+                    rows.filter(|value| matches!(value, sql::Value::Timestamp(at) if i128::from(*at) <= end as i128));
+                return said(format!("{} ran", ran.count()));
+            }
+            // A listener with so many channels, each with a name of so many bytes.
+            "listen" => {
+                let (count, bytes) = rest.split_once(' ').unwrap_or_default();
+                let name = "x".repeat(bytes.parse().unwrap_or_default());
+                drop(sql::Listener::new(&vec![name; count.parse().unwrap_or_default()]));
             }
             // Given up before there is an answer.
             "drop" => {

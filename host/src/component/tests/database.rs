@@ -78,11 +78,51 @@ async fn what_a_plugin_drops_is_undone() {
         (&["begin", insert, "forget"], "1"),
         (&["begin", insert], "1"),
         (&["drop INSERT INTO t SELECT 1 FROM pg_sleep(30)"], "1"),
+        // It catches what would cancel it.
+        (
+            &[
+                "drop DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$",
+            ],
+            "1",
+        ),
         (&[insert], "2"),
     ] {
         ask(Some(server.url()), Grants::default(), script).await.unwrap();
         // Neither a transaction nor a statement is left at the server.
         until(&server, OTHERS, "0").await;
         assert_eq!(server.sql("SELECT count(*) FROM t").unwrap(), rows, "{script:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_takes_no_answers_is_given_no_more_than_there_is_room_for() {
+    let server = PostgresServer::start().unwrap();
+    let url = format!("{}?pool_max_conns=2", server.url());
+    // Two have room in 128 MiB, and two connections keep one each.
+    let said = ask(Some(url), Grants::default(), &["bytes 64000000", "hoard 8 60000000 6"])
+        .await
+        .unwrap();
+    let ran: u32 = said[1].strip_suffix(" ran").unwrap().parse().unwrap();
+    assert!(ran <= 4, "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_channels_of_a_listener_are_bounded() {
+    for (script, may) in [
+        ("listen 64 63", true),
+        ("listen 65 1", false),
+        ("listen 1 64", false),
+        ("listen 1 10000000", false),
+    ] {
+        match ask(None, Grants::default(), &[script]).await {
+            Ok(said) => assert!(may && said == ["done"], "{script}: {said:?}"),
+            Err(error) => {
+                let said = error.to_string();
+                assert!(
+                    !may && said.contains("with names of 63 bytes at most"),
+                    "{script}: {said}"
+                );
+            }
+        }
     }
 }

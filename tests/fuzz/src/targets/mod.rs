@@ -7,6 +7,7 @@ pub mod configuration;
 pub mod connection_string;
 pub mod filter;
 pub mod request;
+pub mod rows;
 pub mod token;
 
 use std::sync::LazyLock;

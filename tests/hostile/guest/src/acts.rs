@@ -95,8 +95,13 @@ pub async fn act(misbehaviour: Misbehaviour) -> Result<(), Error> {
         Misbehaviour::LeakedTransactions => return statements::leak_transactions().await,
         Misbehaviour::LeakedCalls => statements::leak_calls().await,
         Misbehaviour::LeakedListeners => return statements::leak_listeners().await,
+        Misbehaviour::LongChannel => statements::listen_to_long_channel().await,
         Misbehaviour::TrapInTransaction => return statements::trap_in_transaction().await,
         Misbehaviour::EndlessStatement => return statements::run("SELECT pg_sleep(3600)").await,
+        Misbehaviour::StubbornStatement => {
+            let stubborn = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
+            return statements::run(stubborn).await;
+        }
         Misbehaviour::EndlessRows => return statements::run("SELECT generate_series(1, 1000000000)").await,
         Misbehaviour::EndlessBytes => {
             return statements::run("SELECT repeat('x', 1000000), generate_series(1, 1000000000)").await;

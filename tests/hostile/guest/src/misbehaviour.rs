@@ -143,10 +143,14 @@ misbehaviours! {
     LeakedTransactions = "leaked-transactions",
     /// Listens again and again, and drops no listener.
     LeakedListeners = "leaked-listeners",
+    /// Listens to a channel whose name has megabytes, which each call that waits would keep.
+    LongChannel = "long-channel",
     /// Traps in a transaction that has written and holds a lock.
     TrapInTransaction = "trap-in-transaction",
     /// Runs a statement that never ends.
     EndlessStatement = "endless-statement",
+    /// Runs one that never ends, and that goes on when it is cancelled.
+    StubbornStatement = "stubborn-statement",
     /// Runs a statement whose rows never end.
     EndlessRows = "endless-rows",
     /// Runs a statement with rows of a megabyte that never end.

@@ -73,7 +73,15 @@ pub async fn leak_listeners() -> Result<(), Error> {
 
 /// Begins to wait again and again, which needs no database, until it is ended.
 pub async fn leak_calls() {
-    let listener = sql::Listener::new(&[]);
+    wait_without_end(&sql::Listener::new(&[])).await;
+}
+
+/// The same, for a channel whose name is long.
+pub async fn listen_to_long_channel() {
+    wait_without_end(&sql::Listener::new(&["x".repeat(10 << 20)])).await;
+}
+
+async fn wait_without_end(listener: &sql::Listener) {
     loop {
         let mut waiting = Box::pin(listener.wait(u64::MAX));
         poll_fn(|context| {

@@ -251,8 +251,11 @@ pub fn row(misbehaviour: Misbehaviour) -> Row {
             )
         }),
         M::LeakedListeners => in_database(end("more than 3 listeners at once (DATABROKER_PLUGIN_LISTENERS)")),
+        M::LongChannel => in_database(end(
+            "a listener has 64 channels at most, with names of 63 bytes at most",
+        )),
         M::TrapInTransaction => in_database(end("unreachable")),
-        M::EndlessStatement => in_database(late()),
+        M::EndlessStatement | M::StubbornStatement => in_database(late()),
         M::EndlessRows => too_large("too-large: "),
         M::EndlessBytes => too_large("too-large: "),
         // Not received, unlike what is counted row by row.
