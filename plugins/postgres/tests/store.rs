@@ -1937,6 +1937,8 @@ async fn old_changes_go_up_to_one_that_somebody_holds() {
         .await
         .unwrap();
     let pool = connect(&server.url()).await;
+    // Before somebody writes: what is not known to be all there is waited for.
+    assert_eq!(changes(&store, 0).await.unwrap().len(), 4);
     let mut cleaner = pool.begin(&TransactionOptions::default(), WAIT).await.unwrap();
     cleaner
         .run(&statement("DELETE FROM pomerium.record_changes WHERE version = 2", &[]))
