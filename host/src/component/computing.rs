@@ -192,4 +192,15 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn what_is_left_behind_is_counted_over_a_time() {
+        let mut computing = Computing::default();
+        for round in 1..=3 {
+            computing.worked(Duration::from_secs(5));
+            let counted = computing.count(None, Duration::from_secs(3600));
+            assert!((500 * round..600 * round).contains(&counted), "{counted}");
+        }
+        assert_eq!(computing.count(None, Duration::ZERO), 1, "and then anew");
+    }
 }

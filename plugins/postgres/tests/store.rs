@@ -788,6 +788,111 @@ async fn a_transaction_that_hangs_is_waited_for_once() {
     assert_eq!(told, 1);
 }
 
+/// As where records were copied from another server, and their sequence was not.
+#[tokio::test]
+async fn a_sequence_that_is_behind_loses_nothing() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    put(&store, vec![upsert("t", "a", b"old")]).await.unwrap();
+    let rewind = "SELECT setval(pg_get_serial_sequence('pomerium.record_changes', 'version'), 1, false)";
+    let copied = "UPDATE pomerium.records SET version = 500; DELETE FROM pomerium.record_changes";
+    server.sql(&format!("{copied}; {rewind}")).unwrap();
+    // Whoever is there already tells nobody that it was written.
+    let refused = open_with(connect(&server.url()).await).await.unwrap();
+    server.sql(rewind).unwrap();
+    let result = refused.put(vec![vec![upsert("t", "a", b"lost")]], NOW).await;
+    assert!(matches!(result, Err(Error::Internal(_))), "{result:?}");
+
+    let store = open(&server).await;
+    let [Outcome::Stored(version)] = put(&store, vec![upsert("t", "a", b"new")]).await.unwrap()[..] else {
+        panic!("it is stored");
+    };
+    assert!(version > 500, "{version}");
+    let found = scan(&store).await;
+    assert_eq!(found[0].data.as_deref(), Some(b"new".as_slice()));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_removes_nothing() {
+    const HOUR: i64 = 3_600_000_000_000;
+    let server = PostgresServer::start().unwrap();
+    let warnings = Warnings::default();
+    let store = open_heard(connect(&server.url()).await, Arc::clone(&warnings))
+        .await
+        .unwrap();
+    let since_epoch = std::time::UNIX_EPOCH.elapsed().unwrap();
+    let now = i64::try_from(since_epoch.as_nanos()).unwrap();
+    store.put(vec![vec![upsert("t", "a", b"x")]], now).await.unwrap();
+    let evict = async |ahead: i64| {
+        let request = EvictRequest {
+            record_type: "t".to_owned(),
+            modified_before: Some(now + ahead - HOUR),
+            keep: None,
+            max_records: 10,
+        };
+        store.evict(request, now + ahead).await.unwrap().tombstones.len()
+    };
+    assert_eq!(evict(2 * HOUR).await, 0);
+    let told = warnings
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|text| text.contains("ahead of the database's"))
+        .count();
+    assert_eq!(told, 1, "{warnings:?}");
+    // What is old by the database's clock goes.
+    server.sql("UPDATE pomerium.records SET modified_at = now() - interval '2 hours'; UPDATE pomerium.host_exact SET modified_at = 0").unwrap();
+    assert_eq!(evict(0).await, 1);
+}
+
+#[tokio::test]
+async fn what_a_host_lacks_is_named_or_made_again() {
+    let server = PostgresServer::start().unwrap();
+    let store = open(&server).await;
+    put(&store, vec![upsert("t", "a", b"x")]).await.unwrap();
+
+    server
+        .sql("TRUNCATE pomerium.host_state; TRUNCATE pomerium.checkpoints")
+        .unwrap();
+    store.health().await.unwrap();
+    assert_eq!(scan(&store).await.len(), 1);
+    assert_eq!(store.get_checkpoint().await.unwrap(), (0, 0));
+    store.set_checkpoint(3, 4).await.unwrap();
+    assert_eq!(store.get_checkpoint().await.unwrap(), (3, 4));
+
+    server
+        .sql("CREATE ROLE tenant LOGIN; ALTER SCHEMA pomerium OWNER TO tenant")
+        .unwrap();
+    for table in [
+        "migration_info",
+        "records",
+        "record_changes",
+        "record_options",
+        "leases",
+        "services",
+        "checkpoints",
+        "host_exact",
+        "host_state",
+    ] {
+        server
+            .sql(&format!("ALTER TABLE pomerium.{table} OWNER TO tenant"))
+            .unwrap();
+    }
+    let url = format!("postgres://tenant@127.0.0.1:{}/postgres", server.port());
+    let tenant = open_with(connect(&url).await).await.unwrap();
+    tenant.health().await.unwrap();
+    server.sql("ALTER TABLE pomerium.records OWNER TO postgres").unwrap();
+    let error = tenant.health().await.unwrap_err().to_string();
+    assert!(error.contains("pomerium.records"), "{error}");
+
+    server.sql("DROP TABLE pomerium.leases").unwrap();
+    let error = try_open(&server).await.err().expect("leases are gone").to_string();
+    assert!(
+        error.contains("pomerium.leases") && error.contains("restore it"),
+        "{error}"
+    );
+}
+
 /// Takes a database back to when it had this newest version, as a failover to a standby that was behind does.
 fn fall_back(server: &PostgresServer, version: u64) {
     server
