@@ -499,6 +499,36 @@ async fn a_store_that_always_says_it_was_pruned_does_not_keep_the_host_busy() {
 }
 
 #[tokio::test]
+async fn options_that_would_keep_a_store_from_being_opened_are_refused() {
+    for shared in [false, true] {
+        let (inner, info) = native(shared);
+        let store = Tap::new(Arc::clone(&inner), |_| async { Ok(()) });
+        let broker = broker_over(store, info, Config::default()).await;
+        let large = Options {
+            indexable_fields: vec!["f".repeat(1 << 10); 1000],
+            ..Options::default()
+        };
+        let mut refused = 0;
+        for number in 0..80 {
+            match broker.set_options(format!("type {number}"), large.clone()).await {
+                Ok(_) => assert_eq!(refused, 0, "{number}"),
+                Err(error) => {
+                    assert!(matches!(error, BrokerError::OptionsTooLarge(_)), "{error:?}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!((60..70).contains(&refused), "{refused} were refused");
+        // What is removed makes room again.
+        broker
+            .set_options("type 0".to_owned(), Options::default())
+            .await
+            .unwrap();
+        broker.set_options("another".to_owned(), large).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_log_that_grows_as_fast_as_it_is_read_does_not_keep_the_host_from_other_news() {
     let grows = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let pages = Arc::new(AtomicUsize::new(0));
