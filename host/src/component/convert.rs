@@ -311,3 +311,18 @@ pub(super) fn statistics(statistics: store::Statistics) -> Statistics {
         pruned_for_space: statistics.pruned_for_space,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::component::LEAST_ANSWER_BYTES;
+
+    /// What the engine counts of an answer is its bytes and the room for its parts here.
+    #[test]
+    fn the_largest_answer_that_the_interface_allows_fits_into_the_least_limit() {
+        let steps = 131_072 * size_of::<store::Outcome>();
+        let keys = 8 << 20;
+        let tombstones = 64 << 20;
+        assert!(u64::try_from(tombstones + keys + steps).is_ok_and(|bytes| bytes <= LEAST_ANSWER_BYTES));
+    }
+}

@@ -65,6 +65,10 @@ const APART: [&str; 10] = [
 /// However much others compute, no call takes so many times its limit.
 const BUSY: u32 = 10;
 
+/// The least that [`Limits::answer_bytes`] may be set to, in bytes: what the interface allows must fit, or a plugin that keeps
+/// its laws is ended over what a client may ask for. That is 64 MiB of tombstones, 8 MiB of keys, and the places of 2^17 outcomes.
+pub const LEAST_ANSWER_BYTES: u64 = 96 << 20;
+
 /// What an instance may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -45,7 +45,7 @@ pub use cache::cache_directory;
 pub use database::{check_database, names_database};
 pub use grants::{Destination, Directory, GrantError, Grants, Host, Kind, Origin, REFUSED, Refused, Resolver};
 pub use inspect::{Inspection, Unfit};
-pub use instance::Limits;
+pub use instance::{LEAST_ANSWER_BYTES, Limits};
 pub use offer::{Need, Offer, needs, offer};
 pub use plugin::{Plugin, PluginError};
 pub use supervisor::Restarts;

@@ -446,8 +446,8 @@ fn each_mistake_says_what_to_do() {
         (
             vec![],
             "DATABROKER_PLUGIN_ANSWER_SIZE",
-            "1MiB".into(),
-            "not a size from 16MiB to 1024MiB",
+            "64MiB".into(),
+            "not a size from 96MiB to 1024MiB",
         ),
         (
             vec![],
