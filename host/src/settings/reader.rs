@@ -434,5 +434,6 @@ fn hash(digest: &mut Sha256, value: &Value) {
                 hash(digest, &part.value);
             }
         }
+        Value::Unreadable => part(4, 0),
     }
 }

@@ -1046,13 +1046,25 @@ fn every_setting_refuses_yaml_of_another_shape() {
     for key in ALL {
         let name = key.yaml();
         let shapes: &[(&str, &str)] = match key.shape {
-            Shape::Text => &[("[x, y]", "it is a list where"), ("{x: y}", "it is a mapping where")],
+            Shape::Text => &[
+                ("[x, y]", "it is a list where"),
+                ("{x: y}", "it is a mapping where"),
+                (
+                    "!!binary AAEC",
+                    "it is a value that cannot be read as its tag says where",
+                ),
+            ],
             Shape::List => &[
                 ("{x: y}", "it is a mapping where"),
+                ("!!bool 3", "it is a value that cannot be read as its tag says where"),
                 ("[[x]]", "it has a list in a list of texts"),
             ],
             Shape::Certificates => &[
                 ("{x: y}", "it is a mapping where"),
+                (
+                    "!!binary AAEC",
+                    "it is a value that cannot be read as its tag says where",
+                ),
                 ("[[x]]", "it has a list where cert and key"),
             ],
         };
