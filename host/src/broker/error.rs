@@ -33,6 +33,12 @@ pub enum BrokerError {
     /// The records of an answer are too many; the most bytes there may be.
     #[error("the answer would have more than {0} bytes: ask for less at a time")]
     AnswerTooLarge(usize),
+    /// The options of all types are too much; the most bytes there may be.
+    #[error(
+        "the options of all types would have more than {0} bytes: remove those of types that are no longer used, by setting \
+         empty ones, or name fewer fields"
+    )]
+    OptionsTooLarge(usize),
     /// One record alone is too much work for the query's filter.
     #[error("the query is too much work for the record {0:?}: use fewer parts or fewer values to compare with")]
     QueryTooCostly(String),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Change;
 use super::hub::Hub;
@@ -26,6 +27,10 @@ const PAGES: usize = 64;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest wait after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The least time from one look to the next where the first has brought nothing: a store whose `wait` does not wait costs no
+/// more than that, and what this host has written itself, which it knows already, is no reason to hurry.
+const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 
 /// The task that follows.
 pub struct Follower {
@@ -46,8 +51,14 @@ impl Follower {
         let mut seen = None;
         let mut pause = SHORTEST_PAUSE;
         loop {
+            let begun = Instant::now();
             match self.step(&mut seen).await {
-                Ok(()) => pause = SHORTEST_PAUSE,
+                Ok(is_news) => {
+                    pause = SHORTEST_PAUSE;
+                    if !is_news {
+                        tokio::time::sleep_until(begun + SHORTEST_ROUND).await;
+                    }
+                }
                 Err(error) => {
                     // What was seen before means nothing to a plugin that was started again.
                     seen = None;
@@ -59,9 +70,11 @@ impl Follower {
         }
     }
 
-    async fn step(&self, seen: &mut Option<Observed>) -> Result<(), BackendError> {
+    /// Looks once; says whether changes or options have come of it that this host did not have.
+    async fn step(&self, seen: &mut Option<Observed>) -> Result<bool, BackendError> {
         // No store has server version 0, so the first wait ends at once.
         let now = self.backend.wait(seen.unwrap_or_default()).await?;
+        let (position, options) = (self.hub.position(), self.options.all());
         let is_new = |part: fn(&Observed) -> u64| seen.as_ref().is_none_or(|seen| part(seen) != part(&now));
         if is_new(|observed| observed.options_revision) || is_new(|observed| observed.server_version) {
             self.options.refresh(&*self.backend).await?;
@@ -82,7 +95,7 @@ impl Follower {
             latest_version: latest_version.min(now.latest_version),
             ..now
         });
-        Ok(())
+        Ok(self.hub.position() != position || *self.options.all() != *options)
     }
 }
 

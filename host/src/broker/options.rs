@@ -6,8 +6,16 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
+use super::BrokerError;
 use crate::backend::{Backend, BackendError};
 use crate::record::Options;
+
+/// Most bytes that the options of all types come to, as [`bytes`] counts them. A store lists all of them in one answer, of
+/// 64 MiB at most, and every host and stream holds them: with more, it could not be opened again.
+const MOST_BYTES: usize = 16 << 20;
+
+/// What a type and each of its fields count beside their texts: even an empty one takes place in lists.
+const ENTRY_BYTES: usize = 64;
 
 /// A copy of the backend's options: replaced whole when they change, so that readers hold what they have read.
 #[derive(Debug, Default)]
@@ -71,6 +79,29 @@ impl OptionsTable {
             None => table.remove(&record_type),
         };
     }
+}
+
+/// Whether a type may get these options beside those of the other types. Where there is too much already, what makes it less
+/// is let through.
+///
+/// # Errors
+///
+/// [`BrokerError::OptionsTooLarge`].
+pub fn check_room(table: &BTreeMap<String, Options>, record_type: &str, options: &Options) -> Result<(), BrokerError> {
+    let all: usize = table.iter().map(|(of, options)| bytes(of, options)).sum();
+    let before = table.get(record_type).map_or(0, |current| bytes(record_type, current));
+    let after = bytes(record_type, options);
+    if after > before && all.saturating_sub(before).saturating_add(after) > MOST_BYTES {
+        return Err(BrokerError::OptionsTooLarge(MOST_BYTES));
+    }
+    Ok(())
+}
+
+/// What a type's options count.
+fn bytes(record_type: &str, options: &Options) -> usize {
+    let fields = options.indexable_fields.iter();
+    let fields: usize = fields.map(|field| field.len().saturating_add(ENTRY_BYTES)).sum();
+    record_type.len().saturating_add(ENTRY_BYTES).saturating_add(fields)
 }
 
 /// The options that Pomerium counts on, by type. They are set at start, after a Clear and at each clean: all of them where
@@ -146,5 +177,29 @@ mod tests {
 
         table.extend(missing);
         assert_eq!(missing_required(&table), []);
+    }
+
+    #[test]
+    fn what_counts_are_texts_and_their_number() {
+        let fields = |length: usize, number: usize| Options {
+            indexable_fields: vec!["f".repeat(length); number],
+            ..Options::default()
+        };
+        let too_large = Err(BrokerError::OptionsTooLarge(MOST_BYTES));
+        let mut table = BTreeMap::from([("full".to_owned(), fields(1 << 20, 15))]);
+        for (record_type, options, expected) in [
+            ("small", fields(1000, 100), Ok(())),
+            ("long", fields(1 << 20, 1), too_large.clone()),
+            // Not even a byte each.
+            ("many", fields(0, 20_000), too_large.clone()),
+            ("full", fields(1 << 20, 14), Ok(())),
+            ("full", fields(1 << 20, 16), too_large.clone()),
+        ] {
+            assert_eq!(check_room(&table, record_type, &options), expected, "{record_type}");
+        }
+        // What has too much already, as others have set it, can be mended step by step.
+        table.insert("full".to_owned(), fields(1 << 20, 30));
+        assert_eq!(check_room(&table, "full", &fields(1 << 20, 29)), Ok(()));
+        assert_eq!(check_room(&table, "small", &fields(1, 1)), too_large);
     }
 }

@@ -12,6 +12,10 @@ use crate::record::{Options, Timestamp};
 /// Most changes that one call prunes.
 const PRUNE_CHANGES: u32 = 4096;
 
+/// Most calls by which one step of a clean removes: 16 million changes, or a million records of a type. So a store that always
+/// says that there is more keeps neither the host busy nor the other steps from their turn.
+const CALLS: usize = 4096;
+
 /// The task that cleans.
 pub struct Retention {
     /// Through which it removes.
@@ -73,7 +77,15 @@ impl Retention {
 
     async fn prune(&self) -> Result<(), BrokerError> {
         let before = (self.clock)().earlier(self.history);
-        while self.writer.prune(before, PRUNE_CHANGES).await?.more {}
+        for _ in 0..CALLS {
+            if !self.writer.prune(before, PRUNE_CHANGES).await?.more {
+                return Ok(());
+            }
+        }
+        tracing::warn!(
+            calls = CALLS,
+            "the store still says that there are old changes to prune; going on later"
+        );
         Ok(())
     }
 
@@ -81,7 +93,7 @@ impl Retention {
         if options.ttl.is_none() && options.capacity.is_none() {
             return Ok(());
         }
-        loop {
+        for _ in 0..CALLS {
             let request = EvictRequest {
                 record_type: record_type.to_owned(),
                 modified_before: options.ttl.map(|ttl| (self.clock)().earlier(ttl)),
@@ -93,6 +105,12 @@ impl Retention {
                 return Ok(());
             }
         }
+        tracing::warn!(
+            calls = CALLS,
+            record_type,
+            "the store still says that there are records of the type to remove; going on later"
+        );
+        Ok(())
     }
 }
 

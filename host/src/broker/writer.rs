@@ -23,7 +23,7 @@ use tracing::{Instrument as _, Span};
 
 use super::follower::catch_up;
 use super::hub::Hub;
-use super::options::{OptionsTable, missing_required};
+use super::options::{self, OptionsTable, missing_required};
 use super::{BrokerError, Change};
 use crate::backend::{
     self, Availability, Backend, BackendError, Batch, Event, EvictRequest, Evicted, Operation, Outcome, Position,
@@ -321,7 +321,7 @@ impl WriterTask {
                     options,
                     reply,
                 } => {
-                    let _ = reply.send(self.set_options(record_type, options).await.map_err(BrokerError::from));
+                    let _ = reply.send(self.set_bounded_options(record_type, options).await);
                 }
                 Job::RequiredOptions(reply) => {
                     let _ = reply.send(self.set_required_options().await.map_err(BrokerError::from));
@@ -623,6 +623,18 @@ impl WriterTask {
         let tombstones = tombstones.map(|record| Arc::new(Change::new(record))).collect();
         self.publish(evicted.server_version, tombstones).await;
         Ok(evicted)
+    }
+
+    /// Sets what a client asks for, unless all options together would be too much. What removes a type's is let through
+    /// without a look, so that a store that has too much to be looked at can be mended.
+    async fn set_bounded_options(&self, record_type: String, options: Option<Options>) -> Result<(), BrokerError> {
+        if let Some(options) = options.as_ref().filter(|options| !options.is_empty()) {
+            if !self.knows_options() {
+                self.list_options().await?;
+            }
+            options::check_room(&self.options.all(), &record_type, options)?;
+        }
+        Ok(self.set_options(record_type, options).await?)
     }
 
     async fn set_options(&self, record_type: String, options: Option<Options>) -> Result<(), BackendError> {

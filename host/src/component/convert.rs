@@ -157,13 +157,23 @@ pub(super) fn text(text: &str) -> String {
     let kept = text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default();
     let mut clean: String = kept
         .chars()
-        .map(|character| if character.is_control() { ' ' } else { character })
+        .map(|character| if is_dangerous(character) { ' ' } else { character })
         .collect();
     let cut = text.len().saturating_sub(kept.len());
     if cut > 0 {
         clean.push_str(&format!("… ({cut} more bytes)"));
     }
     clean
+}
+
+/// Control characters, the line ends that only Unicode has, and what turns the direction of the text around it.
+fn is_dangerous(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{61c}'
+            | '\u{200e}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}')
 }
 
 pub(super) fn store_info(info: store::StoreInfo) -> StoreInfo {
@@ -309,5 +319,27 @@ pub(super) fn statistics(statistics: store::Statistics) -> Statistics {
         used_bytes: statistics.used_bytes,
         limit_bytes: statistics.limit_bytes,
         pruned_for_space: statistics.pruned_for_space,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::component::LEAST_ANSWER_BYTES;
+
+    #[test]
+    fn a_text_has_nothing_that_makes_lines_or_turns_them() {
+        let hostile = "a\nb\x1b[31mc\u{85}d\u{2028}e\u{2029}f\u{202e}g\u{2066}h\u{200f}i\u{61c}j";
+        assert_eq!(text(hostile), "a b [31mc d e f g h i j");
+        assert_eq!(text("naïve 世界 👍"), "naïve 世界 👍");
+    }
+
+    /// What the engine counts of an answer is its bytes and the room for its parts here.
+    #[test]
+    fn the_largest_answer_that_the_interface_allows_fits_into_the_least_limit() {
+        let steps = 131_072 * size_of::<store::Outcome>();
+        let keys = 8 << 20;
+        let tombstones = 64 << 20;
+        assert!(u64::try_from(tombstones + keys + steps).is_ok_and(|bytes| bytes <= LEAST_ANSWER_BYTES));
     }
 }

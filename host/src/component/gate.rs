@@ -51,16 +51,16 @@ impl Gate {
         let waiting = Waiting::begin(&self.waiting);
         if waiting.number > queue {
             return Err(Refused::Busy(format!(
-                "the storage plugin is busy: {calls} calls are under way and {queue} wait (DATABROKER_PLUGIN_CALLS, DATABROKER_PLUGIN_QUEUE); \
-                 nothing was changed, try again"
+                "the storage plugin is busy: {calls} calls are under way and {queue} wait (DATABROKER_PLUGIN_CALLS, \
+                 DATABROKER_PLUGIN_QUEUE); nothing was changed, try again"
             )));
         }
         match tokio::time::timeout(queue_time, Arc::clone(&self.room).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(Refused::Ended),
             Err(_) => Err(Refused::Busy(format!(
-                "the storage plugin is busy: none of {calls} calls has made room within {queue_time:?} (DATABROKER_PLUGIN_CALLS, \
-                 DATABROKER_PLUGIN_QUEUE_TIME); nothing was changed, try again"
+                "the storage plugin is busy: none of {calls} calls (DATABROKER_PLUGIN_CALLS) has made room within \
+                 {queue_time:?} (DATABROKER_PLUGIN_QUEUE_TIME); nothing was changed, try again"
             ))),
         }
     }

@@ -75,3 +75,7 @@ impl Default for Limits {
         }
     }
 }
+
+/// The least that [`Limits::answer_bytes`] may be set to, in bytes: what the interface allows must fit, or a plugin that keeps
+/// its laws is ended over what a client may ask for. That is 64 MiB of tombstones, 8 MiB of keys, and the places of 2^17 outcomes.
+pub const LEAST_ANSWER_BYTES: u64 = 96 << 20;

@@ -48,7 +48,7 @@ pub use cache::cache_directory;
 pub use database::{check_database, names_database};
 pub use grants::{Destination, Directory, GrantError, Grants, Host, Kind, Origin, REFUSED, Refused, Resolver};
 pub use inspect::{Inspection, Unfit};
-pub use limits::Limits;
+pub use limits::{LEAST_ANSWER_BYTES, Limits};
 pub use offer::{Need, Offer, needs, offer};
 pub use plugin::{Plugin, PluginError};
 pub use supervisor::Restarts;

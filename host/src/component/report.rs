@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::Semaphore;
 
+use super::convert;
+
 /// How many files are kept; the oldest go.
 const KEPT: usize = 20;
 
@@ -105,6 +107,8 @@ impl Reports {
     }
 }
 
+/// The guest has a say in all of it, the names of its functions included. So no line has anything but text, and those of a
+/// section are indented: none can pass for another section, or for a line of the log.
 fn text(report: &Report) -> String {
     let time = humantime::format_rfc3339_millis(SystemTime::now());
     let mut text = String::new();
@@ -120,10 +124,13 @@ fn text(report: &Report) -> String {
         "plugin: {}\ntime: {time}\nhost: {}\ncause: {}",
         report.plugin,
         env!("CARGO_PKG_VERSION"),
-        report.cause
+        convert::text(&report.cause)
     );
     for (name, content) in sections {
-        let _ = writeln!(text, "\n{name}:\n{}", content.trim_end());
+        let _ = writeln!(text, "\n{name}:");
+        for line in content.trim_end().lines() {
+            let _ = writeln!(text, "  {}", convert::text(line));
+        }
     }
     text.truncate(text.floor_char_boundary(MOST_BYTES));
     text
@@ -191,10 +198,10 @@ mod tests {
         assert!(oldest.contains("cause: cause 5.\n"), "{oldest}");
         for part in [
             "plugin: test\n",
-            "calls under way:\nput\n",
+            "calls under way:\n  put\n",
             "at two",
             "panicked",
-            "first\nsecond",
+            "  first\n  second",
         ] {
             assert!(oldest.contains(part), "{part}: {oldest}");
         }
@@ -226,9 +233,21 @@ mod tests {
     }
 
     #[test]
+    fn what_the_guest_has_named_makes_no_lines_of_its_own() {
+        let mut hostile = report("trap\ncause: another");
+        hostile.backtrace = "0: f\nERROR forged\x1b[31m\n\nlast lines:\nforged\u{202e}".to_owned();
+        let text = text(&hostile);
+        for forged in ["\x1b", "\nERROR", "\nforged", "\ncause: another", "\u{202e}"] {
+            assert!(!text.contains(forged), "{forged:?}: {text}");
+        }
+        assert_eq!(text.matches("\nlast lines:\n").count(), 1, "{text}");
+        assert!(text.contains("\n  ERROR forged [31m\n"), "{text}");
+    }
+
+    #[test]
     fn a_report_has_a_bound() {
         let mut long = report("why");
-        long.backtrace = "ä".repeat(MOST_BYTES);
+        long.backtrace = "äääää\n".repeat(MOST_BYTES / 8);
         let text = text(&long);
         assert!((MOST_BYTES - 4..=MOST_BYTES).contains(&text.len()), "{}", text.len());
     }

@@ -250,7 +250,7 @@ impl Supervisor {
                         cause,
                         restarts = self.restarts.most,
                         window = ?self.restarts.window,
-                        "the plugin has stopped too often and is not started again"
+                        "the plugin has stopped too often (DATABROKER_PLUGIN_RESTARTS) and is not started again"
                     );
                     self.shared.state.send_replace(State::Ended(cause));
                     self.reopener.set(Availability::Ended);

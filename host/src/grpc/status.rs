@@ -30,7 +30,9 @@ fn code(error: &BrokerError) -> Code {
         BrokerError::InvalidArgument(_) => Code::InvalidArgument,
         // What Pomerium's own server answers.
         BrokerError::Patch(_) => Code::Unknown,
-        BrokerError::AnswerTooLarge(_) | BrokerError::QueryTooCostly(_) => Code::ResourceExhausted,
+        BrokerError::AnswerTooLarge(_) | BrokerError::OptionsTooLarge(_) | BrokerError::QueryTooCostly(_) => {
+            Code::ResourceExhausted
+        }
         BrokerError::ShuttingDown => Code::Unavailable,
         BrokerError::Backend(error) => backend_code(error),
     }

@@ -2,12 +2,14 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use super::document::{self, Value};
 use super::keys::{self, Key};
-use super::reader::Reader;
+use super::reader::{Reader, may_be_shown, shown};
 use super::{Address, SharedSecret};
+use crate::file::FileError;
 use crate::tls::{Certificates, Derive, Pair, Pem, Source};
 
 /// The certificates of the gRPC listener; none for plain text.
@@ -193,11 +195,23 @@ fn inline(reader: &mut Reader<'_>, key: &'static Key) -> Option<Pem> {
 }
 
 fn file(reader: &mut Reader<'_>, key: &'static Key) -> Option<Pem> {
-    let path = reader.text(key)?;
+    let path = PathBuf::from(reader.text(key)?);
+    if let Err(wrong) = check_path(&path) {
+        reader.mistake(key, wrong, key.remedy);
+        return None;
+    }
     Some(Pem::File {
         setting: reader.place(key),
-        path: PathBuf::from(path),
+        path,
     })
+}
+
+/// Whoever reads the file tells its path, which must not be the key itself.
+fn check_path(path: &Path) -> Result<(), String> {
+    match fs::metadata(path) {
+        Err(error) if !may_be_shown(path) => Err(format!("{}: {}", shown(path), FileError::from(error))),
+        _ => Ok(()),
+    }
 }
 
 fn client_authority(reader: &mut Reader<'_>, key: &'static Key, file_key: &'static Key) -> Option<Pem> {
@@ -274,11 +288,16 @@ fn listed_pair(place: &str, value: Value) -> Result<Pair, String> {
             }
         }
     }
-    let pem = |path: Option<String>, name: &str| {
-        let path = path.ok_or_else(|| format!("it has a pair without {name}"))?;
+    let path = |path: Option<String>, name: &str| {
+        path.map(PathBuf::from)
+            .ok_or_else(|| format!("it has a pair without {name}"))
+    };
+    let (certificate, key) = (path(certificate, "cert")?, path(key, "key")?);
+    let pem = |path: PathBuf, name: &str| {
+        check_path(&path).map_err(|wrong| format!("{name}: {wrong}"))?;
         Ok::<_, String>(Pem::File {
             setting: place.to_owned(),
-            path: PathBuf::from(path),
+            path,
         })
     };
     Ok(Pair {

@@ -47,6 +47,9 @@ pub(super) enum Value {
     Text(String),
     List(Vec<Node>),
     Map(Vec<(String, Node)>),
+    /// Something that is not what its tag says, such as `!!bool 3`, or has one that no setting has, such as `!!binary`. It is
+    /// not as if nothing were there: each setting refuses it.
+    Unreadable,
 }
 
 impl Value {
@@ -57,6 +60,7 @@ impl Value {
             Self::Text(_) => "a text",
             Self::List(_) => "a list",
             Self::Map(_) => "a mapping",
+            Self::Unreadable => "a value that cannot be read as its tag says",
         }
     }
 }
@@ -272,7 +276,7 @@ impl Reader<'_> {
                 Value::Map(parts.collect())
             }
             YamlData::Tagged(_, tagged) => self.node(tagged).value,
-            YamlData::Alias(_) | YamlData::BadValue => Value::Absent,
+            YamlData::Alias(_) | YamlData::BadValue => Value::Unreadable,
         };
         Node {
             place: place(self.name, &node.span.start),

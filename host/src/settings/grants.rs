@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::bounded;
 use super::document::Value;
 use super::keys::{self, Key};
-use super::reader::Reader;
+use super::reader::{Reader, may_be_shown};
 use crate::component::{Destination, Directory, GrantError, Grants, Origin, cache_directory};
 
 /// The most that a secret of a plugin may hold, in bytes.
@@ -97,8 +97,9 @@ fn secrets(reader: &mut Reader<'_>) -> BTreeMap<String, PathBuf> {
                 ));
             }
             Ok(_) => {}
-            // What is no whole path may be the secret itself.
-            Err(error) if path.is_absolute() => reader.mistake(key, format!("{name:?}: {path:?}: {error}"), key.remedy),
+            Err(error) if may_be_shown(&path) => {
+                reader.mistake(key, format!("{name:?}: {path:?}: {error}"), key.remedy);
+            }
             Err(error) => reader.mistake(key, format!("the file of {name:?}: {error}"), key.remedy),
         }
         secrets.insert(name, path);

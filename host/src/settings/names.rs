@@ -164,6 +164,7 @@ fn is_set(value: &Value) -> bool {
         Value::Text(text) => !matches!(text.as_str(), "" | "false" | "0"),
         Value::List(parts) => !parts.is_empty(),
         Value::Map(parts) => !parts.is_empty(),
+        Value::Unreadable => true,
     }
 }
 

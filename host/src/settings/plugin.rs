@@ -10,7 +10,7 @@ use rustix::fs::{Access, access};
 
 use super::reader::Reader;
 use super::{HOUR, Key, SHORTEST, bounded, duration, keys};
-use crate::component::{Limits, Restarts};
+use crate::component::{LEAST_ANSWER_BYTES, Limits, Restarts};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -36,7 +36,7 @@ pub(super) fn limits(reader: &mut Reader<'_>) -> Limits {
         listeners: number(reader, &keys::PLUGIN_LISTENERS, (1, 1000)),
         log_burst: number(reader, &keys::PLUGIN_LOG_BURST, (1, 100_000)),
         log_rate: number(reader, &keys::PLUGIN_LOG_RATE, (1, 10_000)),
-        answer_bytes: size(reader, &keys::PLUGIN_ANSWER_SIZE, (16 * MIB, GIB)),
+        answer_bytes: size(reader, &keys::PLUGIN_ANSWER_SIZE, (LEAST_ANSWER_BYTES, GIB)),
         // With fewer, the host would not catch up with a busy store that others write to.
         page_records: number(reader, &keys::PLUGIN_PAGE_RECORDS, (16, 1024)),
         call: duration(reader, &keys::PLUGIN_CALL_TIME, times),

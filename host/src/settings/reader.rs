@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::document::{self, Document, Node, Value};
 use super::keys::{ALL, Group, Key};
-use super::{BYTES_AS_BASE64, Notice, SECRET_LENGTH};
+use super::{BYTES_AS_BASE64, Notice, SECRET_LENGTH, SharedSecret};
 use crate::file;
 
 /// The most that a file with a secret or a connection string may hold, in bytes.
@@ -271,7 +271,7 @@ impl<'a> Reader<'a> {
         let contents = match file::read(path, FILE_BYTES) {
             Ok(contents) => contents,
             Err(error) => {
-                self.mistake(file, format!("{path:?}: {error}"), file.remedy);
+                self.mistake(file, format!("{}: {error}", shown(path)), file.remedy);
                 return None;
             }
         };
@@ -391,6 +391,22 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A file that could not be read, for messages; see [`may_be_shown`].
+pub(super) fn shown(path: &Path) -> String {
+    if may_be_shown(path) {
+        format!("{path:?}")
+    } else {
+        "the file that it names".to_owned()
+    }
+}
+
+/// Whether a path is one for sure. What is no whole path may be what belongs into the file, such as a password, and so may be
+/// what has the form of the shared secret.
+pub(super) fn may_be_shown(path: &Path) -> bool {
+    let is_secret = |text| SharedSecret::parse(text).is_ok();
+    path.is_absolute() && !path.to_str().is_some_and(is_secret)
+}
+
 fn place_of_flag(key: &Key) -> String {
     format!("--{}", key.flag.unwrap_or(key.variable))
 }
@@ -418,5 +434,6 @@ fn hash(digest: &mut Sha256, value: &Value) {
                 hash(digest, &part.value);
             }
         }
+        Value::Unreadable => part(4, 0),
     }
 }

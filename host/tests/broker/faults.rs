@@ -5,7 +5,7 @@ use std::sync::{Mutex, OnceLock};
 use databroker_host::broker::Query;
 use serde_json::json;
 
-use super::tap::Call;
+use super::tap::{Call, Lie};
 use super::*;
 
 /// A broker over a native backend with this hook.
@@ -496,6 +496,76 @@ async fn a_store_that_always_says_it_was_pruned_does_not_keep_the_host_busy() {
     put_elsewhere(&inner, 1).await;
     // After a failure the follower pauses, and then begins anew by waiting.
     until("the follower pauses", async || waits.load(Ordering::SeqCst) > 2).await;
+}
+
+#[tokio::test]
+async fn a_store_that_always_has_more_to_prune_keeps_no_record_beyond_its_time() {
+    let evicts = Arc::new(AtomicUsize::new(0));
+    let (inner, info) = native(false);
+    let store = Tap::lying(inner, Lie::MoreToPrune, {
+        let evicts = Arc::clone(&evicts);
+        move |call| {
+            evicts.fetch_add(usize::from(call.begins("evict")), Ordering::SeqCst);
+            async {
+                tokio::task::yield_now().await;
+                Ok(())
+            }
+        }
+    });
+    let _broker = broker_over(store, info, Config::default()).await;
+    // Types that Pomerium needs have a time to live.
+    until("records are removed, too", async || evicts.load(Ordering::SeqCst) > 0).await;
+}
+
+#[tokio::test]
+async fn a_store_whose_wait_does_not_wait_does_not_keep_the_host_busy() {
+    let waits = Arc::new(AtomicUsize::new(0));
+    let (inner, info) = native(true);
+    let store = Tap::lying(inner, Lie::SomethingToSee, {
+        let waits = Arc::clone(&waits);
+        move |call| {
+            waits.fetch_add(usize::from(call.begins("wait")), Ordering::SeqCst);
+            async {
+                tokio::task::yield_now().await;
+                Ok(())
+            }
+        }
+    });
+    let begun = std::time::Instant::now();
+    let _broker = broker_over(store, info, Config::default()).await;
+    until("the store is watched", async || waits.load(Ordering::SeqCst) > 50).await;
+    // At most one of the looks has brought something, and each of the others takes 10 ms at least.
+    assert!(begun.elapsed() > Duration::from_millis(400), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn options_that_would_keep_a_store_from_being_opened_are_refused() {
+    for shared in [false, true] {
+        let (inner, info) = native(shared);
+        let store = Tap::new(Arc::clone(&inner), |_| async { Ok(()) });
+        let broker = broker_over(store, info, Config::default()).await;
+        let large = Options {
+            indexable_fields: vec!["f".repeat(1 << 10); 1000],
+            ..Options::default()
+        };
+        let mut refused = 0;
+        for number in 0..80 {
+            match broker.set_options(format!("type {number}"), large.clone()).await {
+                Ok(_) => assert_eq!(refused, 0, "{number}"),
+                Err(error) => {
+                    assert!(matches!(error, BrokerError::OptionsTooLarge(_)), "{error:?}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!((60..70).contains(&refused), "{refused} were refused");
+        // What is removed makes room again.
+        broker
+            .set_options("type 0".to_owned(), Options::default())
+            .await
+            .unwrap();
+        broker.set_options("another".to_owned(), large).await.unwrap();
+    }
 }
 
 #[tokio::test]

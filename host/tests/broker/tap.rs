@@ -40,6 +40,16 @@ type Hook = dyn Fn(Call) -> BoxFuture<'static, Result<(), BackendError>> + Send 
 pub struct Tap {
     inner: Arc<Mutex<Arc<Native>>>,
     hook: Box<Hook>,
+    lie: Option<Lie>,
+}
+
+/// What it answers that is not so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// That there are more changes to prune, always.
+    MoreToPrune,
+    /// That there is something to see, without waiting for it.
+    SomethingToSee,
 }
 
 impl Tap {
@@ -50,13 +60,26 @@ impl Tap {
         Self::replaceable(Arc::new(Mutex::new(inner)), hook)
     }
 
+    /// One that answers something that is not so.
+    pub fn lying<F>(inner: Arc<Native>, lie: Lie, hook: impl Fn(Call) -> F + Send + Sync + 'static) -> Arc<Self>
+    where
+        F: Future<Output = Result<(), BackendError>> + Send + 'static,
+    {
+        let hook = Box::new(move |call| -> BoxFuture<'static, _> { Box::pin(hook(call)) });
+        Arc::new(Self {
+            inner: Arc::new(Mutex::new(inner)),
+            hook,
+            lie: Some(lie),
+        })
+    }
+
     /// One that a test puts another store into.
     pub fn replaceable<F>(inner: Arc<Mutex<Arc<Native>>>, hook: impl Fn(Call) -> F + Send + Sync + 'static) -> Arc<Self>
     where
         F: Future<Output = Result<(), BackendError>> + Send + 'static,
     {
         let hook = Box::new(move |call| -> BoxFuture<'static, _> { Box::pin(hook(call)) });
-        Arc::new(Self { inner, hook })
+        Arc::new(Self { inner, hook, lie: None })
     }
 
     fn inner(&self) -> Arc<Native> {
@@ -117,6 +140,8 @@ impl Backend for Tap {
             .await
     }
     async fn wait(&self, seen: Observed) -> Result<Observed, BackendError> {
+        let is_lie = self.lie == Some(Lie::SomethingToSee);
+        let seen = if is_lie { Observed::default() } else { seen };
         self.tap("wait", None, 0, self.inner().wait(seen)).await
     }
     async fn list_options(&self) -> Result<Vec<(String, Options)>, BackendError> {
@@ -158,8 +183,17 @@ impl Backend for Tap {
             .await
     }
     async fn prune(&self, before: Timestamp, max_changes: u32) -> Result<Pruned, BackendError> {
-        self.tap("prune", None, 0, self.inner().prune(before, max_changes))
-            .await
+        let pruned = self
+            .tap("prune", None, 0, self.inner().prune(before, max_changes))
+            .await?;
+        Ok(match self.lie {
+            Some(Lie::MoreToPrune) => Pruned {
+                removed: 1,
+                more: true,
+                ..pruned
+            },
+            _ => pruned,
+        })
     }
     async fn evict(&self, request: EvictRequest, now: Timestamp) -> Result<Evicted, BackendError> {
         let of_type = Some(request.record_type.clone());

@@ -19,7 +19,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
 use crate::program::{Serving, program};
-use crate::server::{Connection, Credentials, PATIENCE, SERVER_VERSION, Server, TYPE, descriptors, record};
+use crate::server::{Connection, Credentials, PATIENCE, SERVER_VERSION, Server, TYPE, deletion, descriptors, record};
 
 fn assert_shutting_down(status: &Status) {
     assert_eq!(
@@ -170,9 +170,14 @@ async fn a_second_signal_ends_at_once() {
 
 /// A server on the memory plugin, which may return so little that one record can be too much for it.
 async fn small(restarts: u32) -> Server {
+    answering(1 << 20, restarts).await
+}
+
+/// A server on the memory plugin, which may return so many bytes.
+async fn answering(answer_bytes: usize, restarts: u32) -> Server {
     let config = component::Config {
         limits: Limits {
-            answer_bytes: 1 << 20,
+            answer_bytes,
             ..Limits::default()
         },
         restarts: Restarts {
@@ -257,14 +262,32 @@ async fn a_plugin_that_stops_is_started_again_and_clients_begin_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_the_least_limit_of_answers_nobody_stops_the_plugin_by_deleting() {
+    let server = answering(component::LEAST_ANSWER_BYTES.try_into().unwrap(), 0).await;
+    let content = "x".repeat(2_000_000);
+    let ids: Vec<String> = (0..33).map(|id| id.to_string()).collect();
+    for id in &ids {
+        server.put(vec![record(id, &content)]).await;
+    }
+    let before = server_version(&server).await;
+    let answer = server.put(ids.iter().map(|id| deletion(id)).collect()).await;
+    assert_eq!(answer.server_version, before);
+    assert_eq!(server.get("0").await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_program_fails_once_its_plugin_has_stopped_too_often() {
     let secret = SharedSecret::generate();
     let reports = tempfile::tempdir().unwrap();
+    let hostile = guest_build::build("tests/hostile/guest", "hostile-guest");
+    let cache = hostile.with_file_name("cache");
     let environment = [
         ("GRPC_ADDRESS", "127.0.0.1:0"),
         ("SHARED_SECRET", &secret.to_base64()),
         ("LOG_FORMAT", "json"),
-        ("DATABROKER_PLUGIN_ANSWER_SIZE", "16MiB"),
+        ("DATABROKER_STORAGE_TYPE", hostile.to_str().unwrap()),
+        ("DATABROKER_PLUGIN_SETTINGS", "misbehaviour=trap"),
+        ("DATABROKER_PLUGIN_CACHE_DIR", cache.to_str().unwrap()),
         ("DATABROKER_PLUGIN_RESTARTS", "1"),
         ("DATABROKER_PLUGIN_REPORT_DIR", reports.path().to_str().unwrap()),
     ];
@@ -288,29 +311,21 @@ async fn the_program_fails_once_its_plugin_has_stopped_too_often() {
     let credentials = Credentials(Some(token(&secret).unwrap().try_into().unwrap()));
     let mut client = DataBrokerServiceClient::new(Connection::new(channel, credentials));
 
-    let content = "x".repeat(3 << 20);
     let deadline = Instant::now() + PATIENCE;
     let status = loop {
         if let Some(status) = serving.0.try_wait().unwrap() {
             break status;
         }
         assert!(Instant::now() < deadline, "the program does not end");
-        for id in 0..8 {
-            let records = vec![record(&id.to_string(), &content)];
-            // It may be on its way up again, or down.
-            let _ = client.put(proto::PutRequest { records }).await;
-        }
-        // All of them are read in one call, which is more than it may return.
-        let request = proto::PatchRequest {
-            records: (0..8).map(|id| record(&id.to_string(), "y")).collect(),
-            field_mask: Some(prost_types::FieldMask {
-                paths: vec!["value".to_owned()],
-            }),
+        // It may be on its way up again, or down.
+        let request = proto::GetRequest {
+            r#type: "hostile".to_owned(),
+            id: "a".to_owned(),
         };
-        let _ = client.patch(request).await;
+        let _ = client.get(request).await;
     };
     let log = log.join().unwrap();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.contains("stopped too often"), "{log}");
+    assert!(log.contains("stopped too often (DATABROKER_PLUGIN_RESTARTS)"), "{log}");
     assert_eq!(std::fs::read_dir(reports.path()).unwrap().count(), 2, "{log}");
 }

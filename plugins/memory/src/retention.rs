@@ -44,7 +44,7 @@ pub struct Evicted<D: Data> {
 
 /// Why a batch is refused that the budget has room for.
 pub(crate) const INSTANCE_FULL: &str = "the memory of the plugin's instance is full before the store's budget is: raise \
-                                        the limit on the instance's memory, or delete records";
+                                        the limit on it (DATABROKER_PLUGIN_MEMORY), or delete records";
 
 impl<D: Data> Store<D> {
     /// Tombstones of more bytes than this are not returned from one eviction, but from several.

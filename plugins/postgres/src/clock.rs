@@ -22,7 +22,8 @@ impl<D: Database, J: Data> Store<D, J> {
     /// By how many nanoseconds a time of now, of the host's clock, is ahead of the database's; 0 where it is not. Where they are
     /// far apart the operator is told.
     pub(crate) async fn ahead(&self, now: i64) -> Result<i64, Error> {
-        let query = "SELECT (pg_catalog.date_part('epoch'::text, pg_catalog.clock_timestamp()) * 1000000::float8)::bigint";
+        let query =
+            "SELECT (pg_catalog.date_part('epoch'::text, pg_catalog.clock_timestamp()) * 1000000::float8)::bigint";
         let microseconds = self.one(query, Vec::new()).await?.number()?;
         let ahead = now.saturating_sub(microseconds.saturating_mul(1000));
         if ahead > APART && !self.told_of_clock.replace(true) {

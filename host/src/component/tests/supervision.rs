@@ -201,7 +201,7 @@ async fn a_report_says_what_was_called_and_where_it_ended() {
     for part in [
         "plugin: memory\n",
         "memory beyond its limit",
-        "calls under way:\nput\n",
+        "calls under way:\n  put\n",
         "wasm backtrace",
         "memory allocation of",
     ] {

@@ -19,6 +19,7 @@ fn read(content: impl AsRef<[u8]>) -> Result<BTreeMap<String, Node>, String> {
 fn shown(value: &Value) -> String {
     match value {
         Value::Absent => "-".to_owned(),
+        Value::Unreadable => "!".to_owned(),
         Value::Text(text) => format!("{text:?}"),
         Value::List(parts) => {
             let parts: Vec<_> = parts.iter().map(|part| shown(&part.value)).collect();
@@ -54,6 +55,9 @@ fn values_are_taken_as_they_are_written() {
         ("a: null", "-"),
         ("a: !!str 12", "\"12\""),
         ("a: !mine text", "\"text\""),
+        ("a: !!binary AAAA", "!"),
+        ("a: !!bool 3", "!"),
+        ("a: [!!int x]", "[!]"),
         ("a: |\n  one\n  two\n", "\"one\\ntwo\\n\""),
         ("a: [x, 1, 'y z']", "[\"x\" \"1\" \"y z\"]"),
         ("a:\n- x\n- y\n", "[\"x\" \"y\"]"),

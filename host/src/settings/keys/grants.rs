@@ -60,8 +60,8 @@ pub(in super::super) static PLUGIN_OPEN: Key = Key {
     flag: Some("databroker-plugin-open"),
     value: "NUMBER",
     default: "256",
-    help: "How many files, directories, sockets, streams of them and HTTP requests the plugin may have open at once; 1 to 65536",
-    reason: "They are open in this process, which has 1024 descriptors in all on many systems and needs one for each client's connection",
+    help: "How many files, directories, sockets and HTTP requests the plugin may have open at once, the streams of them included; 1 to 65536. A stream itself is not refused: it counts where one of the others is opened",
+    reason: "They are open in this process, which has 1024 descriptors in all on many systems and needs one for each client's connection. A stream takes none of its own, but keeps that of its file open",
     remedy: "write a number from 1 to 65536",
     shape: Shape::Text,
     ..GRANT

@@ -156,8 +156,8 @@ pub(in super::super) static PLUGIN_ANSWER_SIZE: Key = Key {
     flag: Some("databroker-plugin-answer-size"),
     value: "SIZE",
     default: "128MiB",
-    help: "How much one call of the plugin may return before it is stopped and started again; 16MiB to 1GiB",
-    reason: "Its answers are copied into this process; the pages and batches that are asked for have 8MiB",
+    help: "How much one call of the plugin may return before it is stopped and started again; 96MiB to 1GiB",
+    reason: "Its answers are copied into this process. The largest that a good plugin gives must fit: 64MiB of records that one small write removes, and a place in this process for each of them",
     remedy: "write a size such as 128MiB",
     ..PLUGIN
 };

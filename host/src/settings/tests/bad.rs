@@ -13,7 +13,8 @@ fn check(folder: &Folder, environment: &[(&str, &str)], begins: &str, holds: &st
     );
     assert!(!line.contains("hunter2"), "shows a secret: {line}");
     for (name, value) in environment {
-        let secret = ALL.iter().any(|key| key.variable == *name && key.secret);
+        let is_secret = |text| SharedSecret::parse(text).is_ok();
+        let secret = ALL.iter().any(|key| key.variable == *name && key.secret) || is_secret(value);
         assert!(
             !secret || value.len() < 4 || !line.contains(value),
             "shows a secret: {line}"
@@ -124,7 +125,56 @@ fn each_mistake_says_what_to_do() {
             vec![],
             "SHARED_SECRET_FILE",
             "/does/not/exist".into(),
-            "cannot read it: No such file",
+            "\"/does/not/exist\": cannot read it: No such file",
+        ),
+        // What belongs into the file stands in its place.
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            SECRET.into(),
+            "the file that it names: cannot read it: No such file",
+        ),
+        (
+            vec![],
+            "SHARED_SECRET_FILE",
+            base64([0xff; 32]),
+            "the file that it names: cannot read it: No such file",
+        ),
+        (
+            vec![secret],
+            "SHARED_SECRET_PREVIOUS_FILE",
+            SECRET.into(),
+            "the file that it names: cannot read it: No such file",
+        ),
+        (
+            vec![("CERTIFICATE_FILE", &certificate)],
+            "CERTIFICATE_KEY_FILE",
+            "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n".into(),
+            "the file that it names: cannot read it",
+        ),
+        (
+            vec![],
+            "CERTIFICATES",
+            format!("[{{cert: {certificate}, key: hunter2}}]"),
+            "key: the file that it names: cannot read it",
+        ),
+        (
+            vec![postgres],
+            "DATABROKER_STORAGE_CONNECTION_STRING_FILE",
+            "postgres://user:hunter2@host/db".into(),
+            "the file that it names: cannot read it",
+        ),
+        (
+            vec![metrics],
+            "METRICS_BASIC_AUTH_FILE",
+            "admin:hunter2".into(),
+            "the file that it names: cannot read it",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_SECRETS",
+            format!("password={}", base64([0xff; 32])),
+            "the file of \"password\": cannot read it: No such file",
         ),
         (
             vec![],
@@ -446,8 +496,8 @@ fn each_mistake_says_what_to_do() {
         (
             vec![],
             "DATABROKER_PLUGIN_ANSWER_SIZE",
-            "1MiB".into(),
-            "not a size from 16MiB to 1024MiB",
+            "64MiB".into(),
+            "not a size from 96MiB to 1024MiB",
         ),
         (
             vec![],
@@ -996,13 +1046,25 @@ fn every_setting_refuses_yaml_of_another_shape() {
     for key in ALL {
         let name = key.yaml();
         let shapes: &[(&str, &str)] = match key.shape {
-            Shape::Text => &[("[x, y]", "it is a list where"), ("{x: y}", "it is a mapping where")],
+            Shape::Text => &[
+                ("[x, y]", "it is a list where"),
+                ("{x: y}", "it is a mapping where"),
+                (
+                    "!!binary AAEC",
+                    "it is a value that cannot be read as its tag says where",
+                ),
+            ],
             Shape::List => &[
                 ("{x: y}", "it is a mapping where"),
+                ("!!bool 3", "it is a value that cannot be read as its tag says where"),
                 ("[[x]]", "it has a list in a list of texts"),
             ],
             Shape::Certificates => &[
                 ("{x: y}", "it is a mapping where"),
+                (
+                    "!!binary AAEC",
+                    "it is a value that cannot be read as its tag says where",
+                ),
                 ("[[x]]", "it has a list where cert and key"),
             ],
         };

@@ -232,7 +232,7 @@ fn one_report(row: &Row, reports: &[String]) -> Result<(), String> {
     let [report] = reports else {
         return Err(format!("{} reports instead of one", reports.len()));
     };
-    let parts = [row.says, "calls under way:\nget", "\nstack:\n", "\nlast lines:\n"];
+    let parts = [row.says, "calls under way:\n  get", "\nstack:\n", "\nlast lines:\n"];
     let missing = parts.iter().find(|part| !report.contains(**part));
     expect(missing.is_none(), || {
         format!("{missing:?} is not in the report {report:?}")
