@@ -333,6 +333,12 @@ impl Pool {
         Ok((permit, true))
     }
 
+    /// Ends all connections that nobody uses, and the others once they come back, so that nothing is left of what their sessions
+    /// have set, locked or begun.
+    pub fn renew(&self) {
+        self.0.move_on();
+    }
+
     /// A connection, and whether it had to be made.
     async fn acquire_with(&self, permit: OwnedSemaphorePermit) -> Result<(Acquired, bool), Error> {
         let shared = &self.0;

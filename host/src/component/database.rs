@@ -96,6 +96,13 @@ impl Database {
         })
     }
 
+    /// Leaves nothing of what a former instance has set, locked or begun in sessions of the database.
+    pub(super) fn renew(&self) {
+        if let Some(pool) = self.pool.get() {
+            pool.renew();
+        }
+    }
+
     /// The pool, connected within `longest`.
     pub(super) async fn pool(&self, longest: Duration) -> Result<&Pool, Error> {
         let opening = self.pool.get_or_try_init(async || {

@@ -87,6 +87,9 @@ pub(super) enum Failure {
 impl Factory {
     /// Starts an instance and opens its store.
     pub(super) async fn open(&self, new_server_version: u64) -> Result<(ComponentBackend, StoreInfo), Failure> {
+        if let Some(database) = self.plugin.database() {
+            database.renew();
+        }
         let instance = Instance::start(
             &self.plugin,
             Arc::clone(&self.descriptors),

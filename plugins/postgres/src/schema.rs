@@ -338,11 +338,11 @@ async fn try_prepare<D: Database>(
         Error::Configuration("pomerium.record_changes has no sequence: its schema is not Pomerium's".to_owned())
     })?;
     if !standby {
-        run(
-            "INSERT INTO pomerium.host_state SELECT 0 WHERE NOT EXISTS (SELECT FROM pomerium.host_state)",
-            Vec::new(),
-        )
-        .await?;
+        // A database that takes no writes at present can be read from, where nothing is missing.
+        let has_state = run("SELECT EXISTS (SELECT FROM pomerium.host_state)", Vec::new()).await?;
+        if !first(has_state)?.boolean()? {
+            run("INSERT INTO pomerium.host_state SELECT 0", Vec::new()).await?;
+        }
         timeline::move_on(&transaction, &sequence, 0).await?;
     }
     database.commit(transaction).await?;

@@ -220,6 +220,23 @@ async fn a_held_connection_is_nobody_elses() {
     }
 }
 
+/// What statements outside of transactions leave in their session.
+#[tokio::test]
+async fn a_renewed_pool_has_nothing_of_its_sessions() {
+    let server = PostgresServer::start().unwrap();
+    let pool = open(&server.url()).await.unwrap();
+    run(&pool, "CREATE TABLE t ()", &[]).await.unwrap();
+    run(&pool, "SELECT pg_advisory_lock(1)", &[]).await.unwrap();
+    run(&pool, "SET application_name = 'mine'", &[]).await.unwrap();
+    run(&pool, "BEGIN", &[]).await.unwrap();
+    run(&pool, "LOCK TABLE t", &[]).await.unwrap();
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' OR relation = 't'::regclass";
+    assert_eq!(server.sql(held).unwrap(), "2");
+    pool.renew();
+    eventually("the end of its locks", async || server.sql(held).unwrap() == "0").await;
+    assert_ne!(one(&pool, "current_setting('application_name')").await, "mine");
+}
+
 #[tokio::test]
 async fn the_pool_is_bounded_and_its_age_is_too() {
     let server = PostgresServer::start().unwrap();

@@ -341,7 +341,7 @@ func (s *Server) startOne() (*process, string) {
 	case <-process.ended:
 		s.t.Fatalf("the server ended before it listened: %v\n%s", process.err, process.output())
 	case <-deadline.C:
-		s.t.Fatalf("the server printed no line with `listening` and its address within %v:\n%s", startDeadline,
+		s.t.Fatalf("the server printed no line with `serving` and its address within %v:\n%s", startDeadline,
 			process.output())
 	}
 	return nil, ""
@@ -399,10 +399,11 @@ type process struct {
 	lines strings.Builder
 }
 
-// listening finds the line and the address in it. Colours that a logger may add are removed first.
+// serving finds the line by which a server says that it answers, and the address in it. Colours that a logger may add are
+// removed first.
 var (
-	listening = regexp.MustCompile(`(?i)listening.*?(127\.0\.0\.1:[1-9][0-9]*)`)
-	colours   = regexp.MustCompile("\x1b\\[[0-9;]*m")
+	serving = regexp.MustCompile(`(?i)(?:serving.*?address\W+|listening on )(127\.0\.0\.1:[1-9][0-9]*)`)
+	colours = regexp.MustCompile("\x1b\\[[0-9;]*m")
 )
 
 func startProcess(command *exec.Cmd) (*process, error) {
@@ -431,7 +432,7 @@ func (p *process) read(reader io.ReadCloser) {
 		p.mu.Lock()
 		p.lines.WriteString(line + "\n")
 		p.mu.Unlock()
-		if match := listening.FindStringSubmatch(line); match != nil && !found {
+		if match := serving.FindStringSubmatch(line); match != nil && !found {
 			found = true
 			p.address <- match[1]
 		}

@@ -119,7 +119,7 @@ impl Database {
                 return said(format!("{} ran", ran.count()));
             }
             // A listener with so many channels, each with a name of so many bytes.
-            "listen" => {
+            "channels" => {
                 let (count, bytes) = rest.split_once(' ').unwrap_or_default();
                 let name = "x".repeat(bytes.parse().unwrap_or_default());
                 drop(sql::Listener::new(&vec![name; count.parse().unwrap_or_default()]));

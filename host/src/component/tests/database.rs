@@ -109,10 +109,10 @@ async fn a_plugin_that_takes_no_answers_is_given_no_more_than_there_is_room_for(
 #[tokio::test(flavor = "multi_thread")]
 async fn the_channels_of_a_listener_are_bounded() {
     for (script, may) in [
-        ("listen 64 63", true),
-        ("listen 65 1", false),
-        ("listen 1 64", false),
-        ("listen 1 10000000", false),
+        ("channels 64 63", true),
+        ("channels 65 1", false),
+        ("channels 1 64", false),
+        ("channels 1 10000000", false),
     ] {
         match ask(None, Grants::default(), &[script]).await {
             Ok(said) => assert!(may && said == ["done"], "{script}: {said:?}"),
