@@ -8,7 +8,7 @@ use bindings::exports::databroker::storage::store as wit;
 use bindings::exports::databroker::storage::store::{Duration, Error, Guest, Key, Position, Record, Timestamp};
 
 use crate::database::{Data, Database, Failure, FailureKind, JsonError, Query, Row, Session, Value};
-use crate::horizon::Until;
+use crate::horizon::Patience;
 use crate::{Hint, LeaseAction, Observed, Operation, Outcome, Refusal, Store};
 
 #[expect(unsafe_code, reason = "generated code")]
@@ -287,7 +287,7 @@ impl Guest for Postgres {
             summary: format!("{}{pooled}", database.summary),
             shared: true,
             durable: true,
-            position: position(store.position(Until::Seen).await.map_err(self::error)?),
+            position: position(store.position(Patience::Short).await.map_err(self::error)?),
         })
     }
 
@@ -357,7 +357,7 @@ impl Guest for Postgres {
     }
 
     async fn current() -> Result<Position, Error> {
-        store()?.position(Until::Seen).await.map(position).map_err(error)
+        store()?.position(Patience::Short).await.map(position).map_err(error)
     }
 
     async fn changes(request: wit::ChangesRequest) -> Result<wit::ChangesPage, Error> {

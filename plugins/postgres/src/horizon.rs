@@ -75,11 +75,21 @@ impl GivenUp {
 
 /// How long those are waited for who may be writing below what is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Until {
-    /// Until they have ended: for a reader that goes on from what it is given.
-    Ended,
-    /// It is looked whether there are any: for one that is given what there is.
-    Seen,
+pub(crate) enum Patience {
+    /// As long as is worth it, for a reader that goes on from what it is given.
+    Long,
+    /// A moment, for one that is given what there is: most writes end within it. What is read then may be newer than what it is said
+    /// to be, and comes again in the change log.
+    Short,
+}
+
+impl Patience {
+    fn longest(self) -> Duration {
+        match self {
+            Self::Long => LONGEST,
+            Self::Short => Duration::from_secs(1),
+        }
+    }
 }
 
 /// Where the store stood at a moment.
@@ -134,16 +144,15 @@ impl<D: Database, J: Data> Store<D, J> {
             )
             .await?;
         let latest = row.number()?;
-        self.settle(latest, Until::Ended).await?;
+        self.settle(latest, Patience::Long).await?;
         self.horizon.set(latest.max(self.horizon.get()));
         Ok(())
     }
 
-    /// Where the store stands, with the horizon raised as far as it can be. Where nobody reads the change log, somebody who
-    /// writes for long is not waited for; what is read then is newer than what it is said to be, and comes again in the log.
-    pub(crate) async fn position(&self, until: Until) -> Result<Position, Error> {
+    /// Where the store stands, with the horizon raised as far as it can be.
+    pub(crate) async fn position(&self, patience: Patience) -> Result<Position, Error> {
         let (place, _) = self
-            .read_at_place("SELECT WHERE false", Parameters::default(), until)
+            .read_at_place("SELECT WHERE false", Parameters::default(), patience)
             .await?;
         Ok(place.position)
     }
@@ -156,7 +165,7 @@ impl<D: Database, J: Data> Store<D, J> {
         &self,
         statement: &str,
         mut parameters: Parameters,
-        until: Until,
+        patience: Patience,
     ) -> Result<(Place, Vec<Row>), Error> {
         let place = place(&parameters.add(Value::Integer(0)));
         let mut parameters = parameters.into_values();
@@ -210,7 +219,7 @@ impl<D: Database, J: Data> Store<D, J> {
                     latest = newest;
                 } else if !has_waited {
                     has_waited = true;
-                    if self.settle(newest, until).await? {
+                    if self.settle(newest, patience).await? {
                         self.horizon.set(newest.max(self.horizon.get()));
                         continue;
                     }
@@ -250,13 +259,10 @@ impl<D: Database, J: Data> Store<D, J> {
         }
     }
 
-    /// Waits until every transaction that writes now has ended, or another reader has raised the horizon to the version; says
-    /// whether nothing can come below that any more, or has been waited for long enough.
-    async fn settle(&self, version: i64, until: Until) -> Result<bool, Error> {
+    /// Waits until every transaction that writes now has ended, or another reader has raised the horizon to the version. Says
+    /// whether nothing comes below that any more, or nothing that is waited for.
+    async fn settle(&self, version: i64, patience: Patience) -> Result<bool, Error> {
         let mut writing = self.writing().await?;
-        if until == Until::Seen {
-            return Ok(writing.next.is_none() && writing.has_ended());
-        }
         let (mut waited, mut pause) = (Duration::ZERO, PAUSE);
         if writing.next.is_some() {
             self.database.sleep(LONGEST_PAUSE).await;
@@ -264,11 +270,10 @@ impl<D: Database, J: Data> Store<D, J> {
             writing = self.writing().await?;
         }
         while !writing.has_ended() && self.horizon.get() < version {
-            self.database.sleep(pause).await;
-            waited += pause;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-            writing.keep(&self.writing().await?);
-            if waited >= LONGEST && !writing.has_ended() {
+            if waited >= patience.longest() {
+                if patience == Patience::Short {
+                    return Ok(false);
+                }
                 self.database.warn(&format!(
                     "a transaction has been writing changes for more than {} s; readers no longer wait for it, and may miss what \
                      it commits: look into pg_stat_activity",
@@ -277,6 +282,10 @@ impl<D: Database, J: Data> Store<D, J> {
                 self.given_up.borrow_mut().add(writing);
                 break;
             }
+            self.database.sleep(pause).await;
+            waited += pause;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            writing.keep(&self.writing().await?);
         }
         Ok(true)
     }

@@ -4,7 +4,7 @@
 //! is more, and holds none of them in its memory.
 
 use crate::database::{Data, Database, Row, Value};
-use crate::horizon::{Place, Until};
+use crate::horizon::{Patience, Place};
 use crate::record::{EXACT, Record, SIZE, columns};
 use crate::store::{Error, Store, signed};
 
@@ -99,10 +99,10 @@ impl<D: Database, J: Data> Store<D, J> {
         selection: &Selection<'_>,
         bounds: Bounds,
         mut parameters: Parameters,
-        until: Until,
+        patience: Patience,
     ) -> Result<(Place, Page), Error> {
         let statement = selection.statement(bounds, &mut parameters);
-        let (place, rows) = self.read_at_place(&statement, parameters, until).await?;
+        let (place, rows) = self.read_at_place(&statement, parameters, patience).await?;
         Ok((place, self.cut(rows, bounds)?))
     }
 

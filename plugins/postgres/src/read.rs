@@ -2,7 +2,7 @@
 
 use crate::database::{Data, Database, Value};
 use crate::field;
-use crate::horizon::Until;
+use crate::horizon::Patience;
 use crate::page::{Bounds, Parameters, Selection};
 use crate::record::{EXACT, Key, Position, Record, WRITTEN, columns};
 use crate::store::{Error, Store, first, signed};
@@ -185,7 +185,7 @@ impl<D: Database, J: Data> Store<D, J> {
             more,
         };
         let bounds = Bounds::new(request.max_records, request.max_bytes);
-        let (place, page) = self.page(&selection, bounds, parameters, Until::Seen).await?;
+        let (place, page) = self.page(&selection, bounds, parameters, Patience::Short).await?;
         Ok(ScanPage {
             records: page.records,
             more: page.more,
@@ -214,7 +214,7 @@ impl<D: Database, J: Data> Store<D, J> {
             more: "false",
         };
         let bounds = Bounds::new(request.max_records, request.max_bytes);
-        let (place, mut page) = self.page(&selection, bounds, parameters, Until::Ended).await?;
+        let (place, mut page) = self.page(&selection, bounds, parameters, Patience::Long).await?;
         let position = place.position;
         let mut through = request.after;
         if request.after < position.latest_version {

@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::database::{Data, Database, Query, Session, Value};
-use crate::horizon::Until;
+use crate::horizon::Patience;
 use crate::read::TYPES;
 use crate::record::{Position, WRITTEN};
 use crate::store::{Error, Store, first};
@@ -92,7 +92,7 @@ impl<D: Database, J: Data> Store<D, J> {
         Ok(Pruned {
             removed: u32::try_from(removed).unwrap_or(u32::MAX),
             more: more && removed > 0,
-            position: self.position(Until::Seen).await?,
+            position: self.position(Patience::Short).await?,
         })
     }
 

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::database::{Data, Database, Value};
-use crate::horizon::Until;
+use crate::horizon::Patience;
 use crate::page::Parameters;
 use crate::store::{Error, Store, first, signed, unsigned};
 use crate::text;
@@ -110,7 +110,9 @@ impl<D: Database, J: Data> Store<D, J> {
             "SELECT {OPTIONS_REVISION} AS options, (SELECT pg_catalog.hashtextextended(coalesce(string_agg(s.kind || ' ' || s.endpoint, ' ' ORDER BY s.kind, s.endpoint), '') COLLATE \"C\", 0) \
              & 9223372036854775807 FROM pomerium.services s WHERE s.expires_at > clock_timestamp()) AS services"
         );
-        let (place, rows) = self.read_at_place(&query, Parameters::default(), Until::Ended).await?;
+        let (place, rows) = self
+            .read_at_place(&query, Parameters::default(), Patience::Long)
+            .await?;
         let position = place.position;
         let mut row = first(rows)?;
         Ok(Observed {

@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 use crate::database::{Data, Database, Query, Session, Value};
-use crate::horizon::Until;
+use crate::horizon::Patience;
 use crate::json;
 use crate::page::{Bounds, Page, Parameters, Selection};
 use crate::read::keys_as_parameters;
@@ -648,7 +648,7 @@ impl<D: Database, J: Data> Store<D, J> {
             earliest_version: 0,
             latest_version: unsigned(self.horizon.get()),
         };
-        Ok(self.position(Until::Ended).await.unwrap_or(seen))
+        Ok(self.position(Patience::Long).await.unwrap_or(seen))
     }
 
     async fn try_clear(&self, new_server_version: u64) -> Result<(), Failed> {

@@ -689,7 +689,7 @@ async fn what_pomerium_writes_is_read_and_its_open_transactions_are_waited_for()
     transaction.run(&statement(&foreign("late", "{}"), &[])).await.unwrap();
     // A later one that is committed at once.
     server.sql(&foreign("early", "{}")).unwrap();
-    // Who reads what there is has it at once, as of before.
+    // Who reads what there is has it after a moment, as of before.
     let now = scan(&store).await;
     assert!(now.iter().any(|record| record.key.id == "early"), "{now:?}");
     let position = store.scan(everything()).await.unwrap().position;
