@@ -176,6 +176,17 @@ impl<D: Database, J: Data> Store<D, J> {
         }
     }
 
+    /// Whether a type's indexes are as they should be, by a look that keeps no writer waiting.
+    pub(crate) async fn has_its_indexes(&self, record_type: &str) -> Result<bool, Error> {
+        for step in [Step::Make, Step::Drop] {
+            let (statements, is_full) = self.statements(&self.database, record_type, step).await?;
+            if is_full || !statements.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Takes a step, among hosts one at a time. What holds the table for longer than the step waits is not tried again.
     async fn alter_indexes(&self, record_type: &str, step: Step) -> Result<(), Error> {
         let call = async || -> Result<(), Failed> {
@@ -204,14 +215,14 @@ impl<D: Database, J: Data> Store<D, J> {
     /// this one: those count that are there while nobody else alters indexes.
     async fn statements(
         &self,
-        transaction: &D::Transaction,
+        session: &impl Session,
         record_type: &str,
         step: Step,
     ) -> Result<(Vec<String>, bool), Failure> {
         let query = "SELECT (SELECT fields FROM pomerium.record_options WHERE type = $1), \
             ARRAY(SELECT indexname::text FROM pg_catalog.pg_indexes WHERE schemaname = 'pomerium' AND starts_with(indexname::text, $2))";
         let parameters = vec![Value::Text(text::store(record_type)), Value::Text(NAME.to_owned())];
-        let rows = transaction.run(Query::new(query, parameters)).await?;
+        let rows = session.run(Query::new(query, parameters)).await?;
         let (mut fields, mut there) = (Vec::new(), Vec::new());
         for mut row in rows {
             fields = row.texts()?.into_iter().map(text::load).collect();

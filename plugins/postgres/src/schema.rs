@@ -50,14 +50,10 @@ const TABLES: &[&str] = &[
 ];
 
 /// The names of Pomerium's tables.
-const THEIRS: &[&str] = &[
-    "records",
-    "record_changes",
-    "record_options",
-    "leases",
-    "services",
-    "checkpoints",
-];
+fn theirs() -> impl Iterator<Item = &'static str> {
+    let made = |statement: &&'static str| statement.strip_prefix("CREATE TABLE pomerium.");
+    TABLES.iter().filter_map(made).filter_map(|rest| rest.split(' ').next())
+}
 
 /// What is ours, by name. Keys are ordered by their bytes, whatever the database's collation is.
 fn ours(functions: &Functions) -> Vec<(String, String)> {
@@ -101,7 +97,9 @@ impl<D: Database, J: Data> Store<D, J> {
         store.opened_at.set(unsigned(store.horizon.get()));
         // Pomerium only writes down which fields are to be indexed.
         for (record_type, _) in store.list_options().await? {
-            store.index_fields(&record_type).await;
+            if !store.has_its_indexes(&record_type).await? {
+                store.index_fields(&record_type).await;
+            }
         }
         store.tell_of_invalid_indexes().await?;
         store.tell_of_encoding().await?;
@@ -251,9 +249,7 @@ async fn try_prepare<D: Database>(
     )?;
     let (schema, theirs, missing) = (there.boolean()?, there.boolean()?, there.texts()?);
     if theirs {
-        let names = vec![Value::Texts(
-            THEIRS.iter().map(|name| Some((*name).to_owned())).collect(),
-        )];
+        let names = vec![Value::Texts(self::theirs().map(|name| Some(name.to_owned())).collect())];
         let gone = first(run(&format!("SELECT {MISSING}"), names).await?)?.texts()?;
         if let Some(table) = gone.first() {
             return Err(Error::Configuration(format!(

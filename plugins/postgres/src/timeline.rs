@@ -33,6 +33,10 @@ pub(crate) fn mark(version: &str) -> String {
     )
 }
 
+/// The last version that was given by the sequence whose name is the first parameter; null to a role that may not know.
+const GIVEN: &str = "CASE WHEN pg_catalog.has_sequence_privilege($1::text, 'USAGE'::text) THEN coalesce(( \
+    SELECT last_value FROM pg_catalog.pg_sequences WHERE pg_catalog.format('%I.%I', schemaname, sequencename) = $1), 0) END";
+
 impl<D: Database, J: Data> Store<D, J> {
     /// Whether the database is not the one any more whose changes were seen: by what is there now at the horizon, and the newest
     /// change. A standby may only be behind.
@@ -47,10 +51,8 @@ impl<D: Database, J: Data> Store<D, J> {
         if !is_another && (newest >= known || self.sound_at.get() == Some(newest)) {
             return Ok(false);
         }
-        let query = "SELECT CASE WHEN pg_catalog.has_sequence_privilege($1::text, 'USAGE'::text) THEN coalesce(last_value, 0) END, \
-            pg_catalog.pg_is_in_recovery() FROM pg_catalog.pg_sequences \
-            WHERE pg_catalog.format('%I.%I', schemaname, sequencename) = $1";
-        let mut row = self.one(query, vec![Value::Text(self.sequence.clone())]).await?;
+        let query = format!("SELECT {GIVEN}, pg_catalog.pg_is_in_recovery()");
+        let mut row = self.one(&query, vec![Value::Text(self.sequence.clone())]).await?;
         let (given, is_standby) = (row.integer()?, row.boolean()?);
         let has_fallen_back = !is_standby && (is_another || given.is_some_and(|given| given < known));
         if !has_fallen_back {
@@ -124,9 +126,7 @@ pub(crate) async fn move_on(transaction: &impl Session, sequence: &str, known: i
           (SELECT max(version) FROM pomerium.record_changes WHERE version < {HIGHEST}), \
           (SELECT max(version) FROM pomerium.host_exact WHERE version < {HIGHEST}), \
           (SELECT max(n.version) FROM types t CROSS JOIN LATERAL (SELECT max(r.version) AS version FROM pomerium.records r \
-             WHERE r.type = t.type COLLATE \"default\" AND r.version < {HIGHEST}) n), 0), \
-          CASE WHEN pg_catalog.has_sequence_privilege($1::text, 'USAGE'::text) THEN coalesce((SELECT last_value FROM pg_catalog.pg_sequences \
-            WHERE pg_catalog.format('%I.%I', schemaname, sequencename) = $1), 0) END"
+             WHERE r.type = t.type COLLATE \"default\" AND r.version < {HIGHEST}) n), 0), {GIVEN}"
     );
     let mut row = first(run(&query, vec![name.clone()]).await?)?;
     let highest = row.number()?.max(known);
