@@ -45,6 +45,14 @@ pub enum ConnectionStringError {
         /// What to do instead.
         advice: &'static str,
     },
+    /// An environment variable that Postgres' own library reads is not supported here.
+    #[error("the environment has {variable}, which is not supported: unset it, and {advice}")]
+    UnsupportedVariable {
+        /// The variable's name, with its value where only that is not supported.
+        variable: String,
+        /// What to do instead.
+        advice: &'static str,
+    },
     /// A value is not what it should be.
     #[error("{name} in the connection string {problem}")]
     Value {
@@ -287,10 +295,17 @@ impl<'e> Reader<'e> {
             reader.take(&name, value)?;
         }
         for keyword in KEYWORDS {
-            if let Some(value) = keyword.variable.and_then(environment.variable)
+            if let Some(variable) = keyword.variable
+                && let Some(value) = (environment.variable)(variable)
                 && !reader.values.contains_key(keyword.name)
             {
-                reader.take(keyword.name, value)?;
+                reader.take(keyword.name, value).map_err(|error| match error {
+                    ConnectionStringError::Unsupported { name, advice } => ConnectionStringError::UnsupportedVariable {
+                        variable: name.replacen(keyword.name, variable, 1),
+                        advice,
+                    },
+                    other => other,
+                })?;
             }
         }
         // To libpq an empty value is one that was left out.

@@ -129,7 +129,7 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Database(error) => match error.try_downcast_ref::<PgDatabaseError>() {
                 // Said here, and not by the server.
                 Some(error) if error.code() == guard::LARGE => Self::new(ErrorKind::TooLarge, error.message()),
-                Some(error) if error.code() == guard::TYPES => Self::new(ErrorKind::Statement, error.message()),
+                Some(error) if error.code() == guard::UNSUPPORTED => Self::new(ErrorKind::Statement, error.message()),
                 Some(error) => Self {
                     kind: of_code(error.code()),
                     code: Some(error.code().to_owned()),

@@ -15,8 +15,8 @@
 /// and capital letters.
 pub(crate) const LARGE: &str = "large";
 
-/// That of a type which is not Postgres' own.
-pub(crate) const TYPES: &str = "types";
+/// That of what no statement may do: read a type which is not Postgres' own, or begin a copy.
+pub(crate) const UNSUPPORTED: &str = "unsupported";
 
 /// The bytes that begin each message: its kind and its length.
 const HEAD: usize = 5;
@@ -24,6 +24,9 @@ const HEAD: usize = 5;
 /// The kinds of messages that describe columns and parameters.
 const COLUMNS: u8 = b'T';
 const PARAMETERS: u8 = b't';
+
+/// Those that begin a copy: from here, to here, and both.
+const COPIES: [u8; 3] = [b'G', b'H', b'W'];
 
 /// Bytes of such a message at most, since it is held. Postgres' own, of 1664 columns or 65535 parameters, come to a quarter of it.
 const DESCRIPTION: u64 = 1 << 20;
@@ -54,6 +57,8 @@ pub(crate) enum Refused {
     Column(usize),
     /// A parameter, counted from 1, is of such a type.
     Parameter(usize),
+    /// It begins a copy, which the library that speaks the protocol takes for the end of it.
+    Copy,
     /// It is no description of columns or parameters, though it says so.
     Malformed,
 }
@@ -82,6 +87,9 @@ impl Guard {
                 return (clear, None);
             };
             let length = u64::from(u32::from_be_bytes(*length));
+            if COPIES.contains(kind) {
+                return (clear, Some(Refused::Copy));
+            }
             let describes = matches!(*kind, COLUMNS | PARAMETERS);
             let largest = if describes { largest.min(DESCRIPTION) } else { largest };
             if length > largest {
@@ -154,18 +162,22 @@ impl Refused {
                 ),
             ),
             Self::Column(number) => (
-                TYPES,
+                UNSUPPORTED,
                 format!(
                     "column {number} is of a type that was made in this database, which is not supported: cast it in the statement, to \
                      text for example"
                 ),
             ),
             Self::Parameter(number) => (
-                TYPES,
+                UNSUPPORTED,
                 format!(
                     "parameter {number} would be of a type that was made in this database, which is not supported: cast it in the \
                      statement, as ${number}::text::type"
                 ),
+            ),
+            Self::Copy => (
+                UNSUPPORTED,
+                "COPY is not supported: insert from parameters that are arrays, and select".to_owned(),
             ),
             Self::Malformed => (
                 LARGE,
@@ -260,7 +272,7 @@ mod tests {
             largest: 1000,
         };
         type Case<'c> = (&'c [&'c [u8]], usize, Option<Refused>);
-        let cases: [Case<'_>; 13] = [
+        let cases: [Case<'_>; 15] = [
             (&[], 0, None),
             (&[&small], small.len(), None),
             (&[&small, &large], small.len(), Some(too_large)),
@@ -275,6 +287,8 @@ mod tests {
                 Some(Refused::Column(3)),
             ),
             (&[&parameters(&[u32::MAX, 25])], 0, Some(Refused::Parameter(1))),
+            (&[&small, &message(b'G', 5)], small.len(), Some(Refused::Copy)),
+            (&[&message(b'H', 3), &small], 0, Some(Refused::Copy)),
             // Half a description is nothing yet.
             (&[&small, &columns(&[16_384])[..20]], small.len(), None),
             // Fewer than there should be, more, and no end of a name.

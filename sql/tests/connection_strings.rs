@@ -268,6 +268,21 @@ fn what_is_left_out_has_the_usual_meaning() {
     assert_eq!(from_environment.password.as_ref().map(Password::expose), Some("p"));
     assert_eq!(from_environment.tls.mode, TlsMode::Disable);
     assert_eq!(read_with("user=other", &variables, &[]).unwrap().user, "other");
+    for (variable, value, said) in [
+        (
+            "PGSERVICE",
+            "main",
+            "the environment has PGSERVICE, which is not supported: unset it",
+        ),
+        (
+            "PGGSSENCMODE",
+            "require",
+            "the environment has PGGSSENCMODE=require, which",
+        ),
+    ] {
+        let refused = read_with("postgres://u@h", &[(variable, value)], &[]).unwrap_err();
+        assert!(refused.to_string().starts_with(said), "{refused}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ const PRUNE_CHANGES: u32 = 4096;
 
 /// Most calls by which one step of a clean removes: 16 million changes, or a million records of a type. So a store that always
 /// says that there is more keeps neither the host busy nor the other steps from their turn.
-const CALLS: usize = 4096;
+pub const CALLS: usize = 4096;
 
 /// The task that cleans.
 pub struct Retention {

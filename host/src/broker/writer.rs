@@ -13,7 +13,7 @@
 //! A store that has stopped and was opened again is adopted here, between two writes: the hub and the options are set to
 //! what came back before any call reaches it. So no answer of the new store is ever taken for one of the old.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tracing::{Instrument as _, Span};
 use super::follower::catch_up;
 use super::hub::Hub;
 use super::options::{self, OptionsTable, missing_required};
+use super::retention::CALLS;
 use super::{BrokerError, Change};
 use crate::backend::{
     self, Availability, Backend, BackendError, Batch, Event, EvictRequest, Evicted, Operation, Outcome, Position,
@@ -154,7 +155,7 @@ impl Writer {
             options_revision: None,
             clock,
             last_now: Timestamp(i64::MIN),
-            surplus: BTreeSet::new(),
+            surplus: BTreeMap::new(),
         };
         tokio::spawn(task.run(jobs));
         Self {
@@ -252,8 +253,8 @@ struct WriterTask {
     clock: fn() -> Timestamp,
     /// Times of writes do not go back when the clock does.
     last_now: Timestamp,
-    /// The types that have more records than their capacity still.
-    surplus: BTreeSet<String>,
+    /// The types that have more records than their capacity still, each with the calls that were made for it between jobs.
+    surplus: BTreeMap<String, usize>,
 }
 
 impl WriterTask {
@@ -261,8 +262,8 @@ impl WriterTask {
         let mut put_aside = None;
         loop {
             self.look_at_adopted().await;
-            if let Some(record_type) = self.surplus.pop_first() {
-                self.enforce_capacity(record_type, 1).await;
+            if let Some((record_type, calls)) = self.surplus.pop_first() {
+                self.go_on_to_capacity(record_type, calls + 1).await;
             }
             let job = match put_aside.take() {
                 Some(job) => job,
@@ -588,7 +589,24 @@ impl WriterTask {
                 None => return,
             }
         }
-        self.surplus.insert(record_type);
+        self.surplus.entry(record_type).or_default();
+    }
+
+    /// Goes on with what was left, by the so many-th call. A store that always says that there is more is left alone after
+    /// some, until the next put or clean.
+    async fn go_on_to_capacity(&mut self, record_type: String, calls: usize) {
+        if self.evict_surplus(&record_type).await.is_none() {
+            return;
+        }
+        if calls < CALLS {
+            self.surplus.insert(record_type, calls);
+        } else {
+            tracing::warn!(
+                calls,
+                record_type,
+                "the store still says that there are records of the type to remove; going on later"
+            );
+        }
     }
 
     /// Removes some of what is above a type's capacity; says how many where there may be more. The records that were put

@@ -12,7 +12,7 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
@@ -34,13 +34,18 @@ fn digest_of(code: &[u8]) -> [u8; DIGEST] {
 pub(super) struct Code(Vec<u8>);
 
 impl Code {
-    /// Compiles a component.
+    /// Compiles a component. A large one takes seconds, and one that is made for it a minute and a gigabyte, for there is no
+    /// bound but those of the file and of WebAssembly itself; so the log says what a start waits for.
     ///
     /// # Errors
     ///
     /// What the engine says of the component.
     pub(super) fn compile(engine: &Engine, component: &[u8]) -> wasmtime::Result<Self> {
-        engine.precompile_component(component).map(Self)
+        tracing::info!(bytes = component.len(), "compiling the plugin");
+        let began = Instant::now();
+        let code = engine.precompile_component(component)?;
+        tracing::info!(seconds = began.elapsed().as_secs_f32(), "compiled the plugin");
+        Ok(Self(code))
     }
 
     /// The code.

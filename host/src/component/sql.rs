@@ -35,6 +35,9 @@ pub(super) const IMPORT: &str = "databroker:storage/sql";
 const MAX_ROWS: u32 = 1_000_000;
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
+/// Most parameters of a statement: the protocol counts them with two bytes.
+const MAX_PARAMETERS: usize = 65_535;
+
 /// Most bytes of a statement's text.
 const MAX_TEXT: usize = 1 << 20;
 
@@ -451,6 +454,9 @@ impl Asked {
         let too_large = |message| Err(sql::Error::TooLarge(failure(message)));
         if statement.text.len() > MAX_TEXT {
             return too_large("the text of a statement is longer than it may be: what varies belongs in parameters");
+        }
+        if statement.parameters.len() > MAX_PARAMETERS {
+            return too_large("a statement has more parameters than Postgres counts, 65535: send arrays");
         }
         let parameters: Vec<_> = statement.parameters.into_iter().map(to_value).collect();
         let bytes = parameters.iter().map(Value::size).fold(0_u64, u64::saturating_add);

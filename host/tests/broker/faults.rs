@@ -518,6 +518,38 @@ async fn a_store_that_always_has_more_to_prune_keeps_no_record_beyond_its_time()
 }
 
 #[tokio::test]
+async fn a_store_that_always_has_more_above_a_capacity_does_not_keep_the_host_busy() {
+    let (evicts, others) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (inner, info) = native(false);
+    let store = Tap::lying(inner, Lie::MoreToEvict, {
+        let (evicts, others) = (Arc::clone(&evicts), Arc::clone(&others));
+        move |call| {
+            let is_of_t = call.record_type.as_deref() == Some("t");
+            let count = if is_of_t { &evicts } else { &others };
+            count.fetch_add(usize::from(call.begins("evict")), Ordering::SeqCst);
+            async { Ok(()) }
+        }
+    });
+    // Within the test it cleans once, and has listed the types to clean before this one has a capacity.
+    let config = Config {
+        clean_interval: Duration::from_secs(3600),
+        ..Config::default()
+    };
+    let broker = broker_over(store, info, config).await;
+    until("it cleans", async || others.load(Ordering::SeqCst) > 0).await;
+    broker.set_options("t".to_owned(), capacity(1)).await.unwrap();
+    broker.put(vec![write("t", "1", b"")]).await.unwrap();
+    until("it goes on for a while", async || evicts.load(Ordering::SeqCst) >= 4096).await;
+    // Each of these would let it make another call.
+    let mut last = 0;
+    for id in ["1", "2", "3", "4", "5"] {
+        last = evicts.load(Ordering::SeqCst);
+        broker.put(vec![write("other", id, b"")]).await.unwrap();
+    }
+    assert_eq!(evicts.load(Ordering::SeqCst), last, "it makes no more calls");
+}
+
+#[tokio::test]
 async fn a_store_whose_wait_does_not_wait_does_not_keep_the_host_busy() {
     let waits = Arc::new(AtomicUsize::new(0));
     let (inner, info) = native(true);

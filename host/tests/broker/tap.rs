@@ -48,6 +48,8 @@ pub struct Tap {
 pub enum Lie {
     /// That there are more changes to prune, always.
     MoreToPrune,
+    /// That there are more records of a type to remove, always; each time it has one for it.
+    MoreToEvict,
     /// That there is something to see, without waiting for it.
     SomethingToSee,
 }
@@ -196,8 +198,26 @@ impl Backend for Tap {
         })
     }
     async fn evict(&self, request: EvictRequest, now: Timestamp) -> Result<Evicted, BackendError> {
+        let is_lie = self.lie == Some(Lie::MoreToEvict);
+        if is_lie {
+            let position = self.inner().current().await?;
+            let made_up = Change {
+                key: Key::new(&request.record_type, &position.latest_version.to_string()),
+                operation: Operation::Upsert {
+                    data: None,
+                    network: None,
+                },
+                expected: None,
+            };
+            let changes = vec![made_up];
+            self.inner().put(vec![Batch { changes }], now).await?;
+        }
         let of_type = Some(request.record_type.clone());
-        self.tap("evict", of_type, 0, self.inner().evict(request, now)).await
+        let evicted = self.tap("evict", of_type, 0, self.inner().evict(request, now)).await?;
+        Ok(Evicted {
+            more: evicted.more || is_lie,
+            ..evicted
+        })
     }
     async fn clear(&self, new_server_version: u64) -> Result<Position, BackendError> {
         self.tap("clear", None, 0, self.inner().clear(new_server_version)).await

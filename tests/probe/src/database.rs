@@ -72,6 +72,13 @@ impl Database {
                 let statement = self.statement("SELECT octet_length($1)", vec![sql::Value::Bytes(bytes)]);
                 sql::run(statement).await?;
             }
+            // With so many parameters.
+            "parameters" => {
+                let count = usize::try_from(number()).unwrap_or_default();
+                let places: Vec<_> = (1..=count).map(|place| format!("${place}::bool")).collect();
+                let text = format!("SELECT num_nulls({})", places.join(","));
+                sql::run(self.statement(&text, vec![sql::Value::Null; count])).await?;
+            }
             // With a text of so many bytes and some.
             "text" => {
                 let text = format!(

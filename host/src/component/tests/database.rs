@@ -35,6 +35,10 @@ async fn statements_have_bounds_and_the_password_stays_with_the_host() {
         // A text.
         (&["text 1000000"], "1 rows"),
         (&["text 1100000"], too_large),
+        (&["parameters 100"], "done"),
+        (&["parameters 65536"], too_large),
+        (&["run COPY (SELECT 1) TO STDOUT"], "statement: COPY is not supported"),
+        (&["run COPY (SELECT 1) TO STDOUT", "run SELECT 1"], "1 rows"),
         // Statements beside each other, and again once they have ended.
         (&["crowd 3 60000000 0"], "3 of 3"),
         (&["crowd 3 60000000 0", "crowd 3 60000000 0"], "3 of 3"),
