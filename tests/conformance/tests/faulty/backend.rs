@@ -26,6 +26,8 @@ pub enum Fault {
     ShowsVersionsLate,
     /// The log keeps nothing but the newest change.
     PrunesTooEagerly,
+    /// Of changes that are there, every tenth look is told that they were pruned.
+    DeniesChanges,
     /// The steps of a batch are applied one by one, and readers see the states between.
     SplitsBatches,
     /// The steps of a batch are applied last to first.
@@ -74,8 +76,12 @@ pub enum Fault {
     LeasesForever,
     /// A lease cannot be given back.
     KeepsReleasedLeases,
+    /// Every other renewal of a lease is refused.
+    RefusesRenewals,
     /// Clear keeps the server version.
     ClearKeepsServerVersion,
+    /// Whatever clears the store, the server version stays what it was first seen to be.
+    HidesClears,
     /// Clear keeps the records.
     ClearKeepsRecords,
     /// A checkpoint is not stored.
@@ -102,6 +108,12 @@ struct Memory {
     read: BTreeMap<Key, (Record, usize)>,
     /// Types that were ever listed.
     types: BTreeSet<String>,
+    /// Who asked for which lease, and how often.
+    holders: BTreeMap<(String, String), usize>,
+    /// How often changes were looked for.
+    looks: usize,
+    /// The server version that was seen first.
+    server_version: Option<u64>,
 }
 
 impl Faulty {
@@ -116,6 +128,23 @@ impl Faulty {
 
     fn is(&self, fault: Fault) -> bool {
         self.fault == fault
+    }
+
+    /// What is shown of a server version.
+    fn shown(&self, server_version: u64) -> u64 {
+        if self.is(Fault::HidesClears) {
+            *self.memory.lock().server_version.get_or_insert(server_version)
+        } else {
+            server_version
+        }
+    }
+
+    /// What is shown of where the store stands.
+    fn stands(&self, position: Position) -> Position {
+        Position {
+            server_version: self.shown(position.server_version),
+            ..position
+        }
     }
 
     /// What is stored instead of a change.
@@ -281,6 +310,7 @@ impl Backend for Faulty {
         }
         let mut result = self.inner.put(batches, now).await?;
         self.spoil_outcomes(&mut result);
+        result.server_version = self.shown(result.server_version);
         if self.is(Fault::PrunesTooEagerly) {
             self.inner.prune(Timestamp(i64::MAX), u32::MAX).await?;
         }
@@ -340,6 +370,7 @@ impl Backend for Faulty {
                 page.records.insert(0, last);
             }
         }
+        page.position = self.stands(page.position);
         Ok(page)
     }
 
@@ -359,11 +390,18 @@ impl Backend for Faulty {
     }
 
     async fn current(&self) -> Result<Position, BackendError> {
-        self.inner.current().await
+        Ok(self.stands(self.inner.current().await?))
     }
 
     async fn changes(&self, request: ChangesRequest) -> Result<ChangesPage, BackendError> {
         let mut page = self.inner.changes(request).await?;
+        if self.is(Fault::DeniesChanges) && !page.records.is_empty() {
+            let mut memory = self.memory.lock();
+            memory.looks += 1;
+            if memory.looks % 10 == 0 {
+                return Err(BackendError::Pruned(page.position.earliest_version));
+            }
+        }
         match self.fault {
             Fault::DropsChanges => page.records.retain(|record| record.version % 10 != 0),
             Fault::ReversesChanges => page.records.reverse(),
@@ -390,11 +428,17 @@ impl Backend for Faulty {
             }
             _ => {}
         }
+        page.position = self.stands(page.position);
         Ok(page)
     }
 
-    async fn wait(&self, seen: Observed) -> Result<Observed, BackendError> {
-        self.inner.wait(seen).await
+    async fn wait(&self, mut seen: Observed) -> Result<Observed, BackendError> {
+        if self.is(Fault::HidesClears) {
+            seen.server_version = self.inner.current().await?.server_version;
+        }
+        let mut observed = self.inner.wait(seen).await?;
+        observed.server_version = self.shown(observed.server_version);
+        Ok(observed)
     }
 
     async fn list_options(&self) -> Result<Vec<(String, Options)>, BackendError> {
@@ -416,6 +460,15 @@ impl Backend for Faulty {
             match (&mut request.action, self.fault) {
                 (LeaseAction::Hold(duration), Fault::LeasesForever) => *duration = Duration::from_secs(1 << 30),
                 (LeaseAction::Release, Fault::KeepsReleasedLeases) => "nobody".clone_into(&mut request.id),
+                (LeaseAction::Hold(_), Fault::RefusesRenewals) => {
+                    let holder = (request.name.clone(), request.id.clone());
+                    let mut memory = self.memory.lock();
+                    let asked = memory.holders.entry(holder).or_default();
+                    *asked += 1;
+                    if *asked % 2 == 0 {
+                        "nobody".clone_into(&mut request.id);
+                    }
+                }
                 _ => {}
             }
         }
@@ -456,7 +509,11 @@ impl Backend for Faulty {
         } else {
             before
         };
-        self.inner.prune(before, max_changes).await
+        let pruned = self.inner.prune(before, max_changes).await?;
+        Ok(Pruned {
+            position: self.stands(pruned.position),
+            ..pruned
+        })
     }
 
     async fn evict(&self, request: EvictRequest, now: Timestamp) -> Result<Evicted, BackendError> {
@@ -474,7 +531,13 @@ impl Backend for Faulty {
                     ..evicted
                 })
             }
-            _ => self.inner.evict(request, now).await,
+            _ => {
+                let evicted = self.inner.evict(request, now).await?;
+                Ok(Evicted {
+                    server_version: self.shown(evicted.server_version),
+                    ..evicted
+                })
+            }
         }
     }
 
@@ -511,7 +574,7 @@ impl Backend for Faulty {
                 self.inner.put(vec![Batch { changes }], Timestamp::now()).await?;
                 self.inner.current().await
             }
-            _ => self.inner.clear(new_server_version).await,
+            _ => Ok(self.stands(self.inner.clear(new_server_version).await?)),
         }
     }
 
