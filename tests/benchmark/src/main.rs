@@ -20,6 +20,7 @@ mod page;
 mod plot;
 mod process;
 mod report;
+mod shares;
 mod workload;
 
 use std::net::SocketAddr;
@@ -47,6 +48,8 @@ enum Cmd {
     Run(Run),
     /// Measure how costs grow with the number of records, and a delivery's with the number of streams
     Curves(Curves),
+    /// Say where this project's server spends its processor time, by samples of perf, in each workload in memory, in one round
+    Shares(Shares),
     /// Print the tables of docs/benchmark.md from what `--json` has written
     Page(Page),
     /// Serve constants, to measure what gRPC itself costs
@@ -96,8 +99,17 @@ struct Curves {
 }
 
 #[derive(Args)]
+struct Shares {
+    #[command(flatten)]
+    setup: Setup,
+    /// How many records are stored when calls are made, as for `run`
+    #[arg(long, default_value_t = 10_000)]
+    records: usize,
+}
+
+#[derive(Args)]
 struct Page {
-    /// Files that `run --json`, `run --postgres --json` and `curves --json` have written; each gives the tables of its kind
+    /// Files that `run`, `run --postgres`, `shares` and `curves` with `--json` have written; each gives the tables of its kind
     #[arg(required = true)]
     reports: Vec<PathBuf>,
     /// Put the tables in their places in this page instead of printing them
@@ -108,7 +120,7 @@ struct Page {
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let mut runtime = match cli.command {
-        Cmd::Run(_) | Cmd::Curves(_) => tokio::runtime::Builder::new_current_thread(),
+        Cmd::Run(_) | Cmd::Curves(_) | Cmd::Shares(_) => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build()?;
@@ -124,6 +136,10 @@ fn main() -> anyhow::Result<()> {
         Cmd::Curves(curves) => {
             let steps = workload::curves(&curves.records, &curves.streams);
             runtime.block_on(measure::run(&curves.setup, Kind::Curves, steps))
+        }
+        Cmd::Shares(shares) => {
+            let steps = workload::sampled(shares.records);
+            runtime.block_on(measure::run(&shares.setup, Kind::Shares, steps))
         }
         Cmd::Page(page) => page::make(&page.reports, page.into.as_deref()),
         Cmd::ServeBare { address } => runtime.block_on(bare::serve(address)),

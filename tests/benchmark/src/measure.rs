@@ -10,10 +10,11 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::plot;
 use crate::process::{Postgres, Process, Server};
 use crate::report::{self, BARE, HOST, Kind, Measurement, NATIVE, Report, SERVERS, STOCK, STOCK_WITHOUT_TRACER};
+use crate::shares::Sampler;
 use crate::workload::{self, Effort, Step, Work, Workload};
+use crate::{page, plot};
 
 /// What is measured with what, how long, and where it is written.
 #[derive(Args)]
@@ -62,15 +63,17 @@ pub(crate) async fn run(setup: &Setup, kind: Kind, steps: Vec<Step>) -> anyhow::
     let steps = setup.wanted(steps);
     let (processor, processors, memory) = machine()?;
     pin(setup.load_core)?;
+    // What is sampled is shares, of which one round says enough.
+    let rounds = if kind == Kind::Shares { 1 } else { setup.rounds };
     let measured: usize = steps.iter().map(|step| step.workloads.len() + 1).sum();
-    let length = u64::try_from(setup.rounds * servers.len() * measured)?;
+    let length = u64::try_from(rounds * servers.len() * measured)?;
     let style = ProgressStyle::with_template("{elapsed_precise} [{wide_bar}] {pos}/{len} {msg}")?;
     let progress = ProgressBar::new(length).with_style(style);
     let mut measurements = Vec::new();
-    for round in 0..setup.rounds {
+    for round in 0..rounds {
         for step in &steps {
             for server in &servers {
-                measurements.extend(setup.measure(round, server, step, &progress).await?);
+                measurements.extend(setup.measure(kind, round, server, step, &progress).await?);
             }
         }
         // None is always the one after the same other.
@@ -82,7 +85,7 @@ pub(crate) async fn run(setup: &Setup, kind: Kind, steps: Vec<Step>) -> anyhow::
         processor,
         processors,
         memory,
-        rounds: setup.rounds,
+        rounds,
         seconds: setup.seconds,
         measurements,
     })
@@ -91,6 +94,7 @@ pub(crate) async fn run(setup: &Setup, kind: Kind, steps: Vec<Step>) -> anyhow::
 impl Setup {
     async fn measure(
         &self,
+        kind: Kind,
         round: usize,
         server: &Server,
         step: &Step,
@@ -112,10 +116,16 @@ impl Setup {
         for workload in &step.workloads {
             let name = workload.name();
             progress.set_message(format!("{}: {name}, {stored} records", server.name));
+            let sampler = (kind == Kind::Shares)
+                .then(|| Sampler::start(process.number()))
+                .transpose()?;
             let done = workload::run(workload, &process, stored, &fresh, effort)
                 .await
                 .with_context(|| format!("{}: {name}", server.name))?;
-            let measurement = Measurement::new(round, &server.name, name, stored);
+            let measurement = Measurement {
+                shares: sampler.map(Sampler::finish).transpose()?,
+                ..Measurement::new(round, &server.name, name, stored)
+            };
             measurements.push(complete(measurement, workload, &process, done)?);
             progress.inc(1);
         }
@@ -124,18 +134,23 @@ impl Setup {
 
     fn tell(&self, report: &Report) -> anyhow::Result<()> {
         let rows = report::rows(&report.measurements);
-        println!("{}", report::table(&rows));
-        println!(
-            "\nRounds: {}, of {} s; medians; cost is µs of the server's processor per operation, MB or ms, database that of \
-             Postgres; in parentheses what it is of stock's",
-            self.rounds, self.seconds
-        );
+        if report.kind == Kind::Shares {
+            println!("{}", page::shares(&rows));
+        } else {
+            println!(
+                "{}\nRounds: {}, of {} s; medians; cost is µs of the server's processor per operation, MB or ms, database that \
+                 of Postgres; in parentheses what it is of stock's",
+                report::table(&rows),
+                report.rounds,
+                report.seconds
+            );
+        }
         if let Some(path) = &self.json {
             write(path, &serde_json::to_string_pretty(report)?)?;
         }
         if let Some(path) = &self.svg {
             let svg = match report.kind {
-                Kind::Memory | Kind::Postgres => plot::bars(&rows),
+                Kind::Memory | Kind::Postgres | Kind::Shares => plot::bars(&rows),
                 Kind::Curves => plot::curves(&rows),
             };
             write(path, &svg)?;
@@ -222,6 +237,7 @@ impl Setup {
                     // Neither keeps anything in a database.
                     Kind::Postgres => server.name != NATIVE && server.name != BARE,
                     // One server of each kind: what is looked for is how each of them grows.
+                    Kind::Shares => server.name == HOST,
                     Kind::Curves => server.name != BARE && server.name != STOCK_WITHOUT_TRACER,
                 }
             } else {

@@ -11,6 +11,7 @@ use crate::goals;
 use crate::report::{
     self, BARE, Figure, HOST, Kind, Median, NATIVE, Report, Row, SERVERS, STOCK, Series, number, part, ratio, whole,
 };
+use crate::shares::{OTHER, PARTS};
 use crate::workload::{MIXED, MIXED_DURING_SYNC_LATEST};
 
 /// Text for the place of a name.
@@ -88,7 +89,26 @@ fn of_report(report: &Report) -> Vec<Block> {
             );
             vec![("curves", text)]
         }
+        Kind::Shares => vec![("shares", shares(&rows))],
     }
+}
+
+/// What share of a server's time goes into what, a line for each workload.
+pub(crate) fn shares(rows: &[Row]) -> String {
+    let base = rows.first().map_or(0, |row| row.stored);
+    let parts: Vec<&str> = PARTS.iter().map(|(part, _)| *part).chain([OTHER]).collect();
+    let mut columns = vec!["server".to_owned(), "µs".to_owned()];
+    columns.extend(parts.iter().map(|part| format!("{part}, %")));
+    let mut lines = header("workload", &columns);
+    for row in rows {
+        let Some(shares) = &row.shares else { continue };
+        let cost = row.cost.map(|cost| number(cost.median)).unwrap_or_default();
+        let of_part = |part: &&str| shares.get(*part).map(|share| format!("{share:.0}")).unwrap_or_default();
+        let mut cells = vec![row.server.clone(), cost];
+        cells.extend(parts.iter().map(of_part));
+        lines += &line(&labelled(&row.workload, row.stored, base), &cells);
+    }
+    lines
 }
 
 fn conditions(report: &Report) -> String {
@@ -353,7 +373,7 @@ mod tests {
     #[test]
     fn the_page_has_all_places() {
         let page = include_str!("../../../docs/benchmark.md");
-        for name in ["memory", "aims", "postgres", "aims on postgres", "curves"] {
+        for name in ["memory", "aims", "shares", "postgres", "aims on postgres", "curves"] {
             assert!(replaced(page, name, "text").is_some(), "{name}");
         }
     }

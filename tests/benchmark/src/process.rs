@@ -127,6 +127,11 @@ impl Process {
         Some(client)
     }
 
+    /// Its number in the system.
+    pub(crate) fn number(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The processor time that was used until now.
     pub(crate) fn times(&self) -> anyhow::Result<Times> {
         let database = self

@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     Postgres,
     /// How costs grow with what is stored and with streams.
     Curves,
+    /// Where this project's server spends its time, in memory.
+    Shares,
 }
 
 /// All that a run has measured: what `--json` writes.
@@ -74,6 +76,8 @@ pub(crate) struct Measurement {
     pub memory: Option<f64>,
     /// From the start of the process to its first answer, in milliseconds.
     pub start: Option<f64>,
+    /// What share of the processor time, in percent, went into what.
+    pub shares: Option<BTreeMap<String, f64>>,
 }
 
 impl Measurement {
@@ -92,6 +96,7 @@ impl Measurement {
             read_beside: None,
             memory: None,
             start: None,
+            shares: None,
         }
     }
 
@@ -132,6 +137,8 @@ pub(crate) struct Row {
     /// Processor time of the database (µs).
     pub database: Option<Median>,
     pub read_beside: Option<Median>,
+    /// What share of the processor time, in percent, went into what in the first round.
+    pub shares: Option<BTreeMap<String, f64>>,
 }
 
 /// The rows of all measurements: workloads in the order in which they were made, and of each the servers.
@@ -162,6 +169,7 @@ pub(crate) fn rows(measurements: &[Measurement]) -> Vec<Row> {
                 cost: median(group, Measurement::cost),
                 database: median(group, |one| one.database),
                 read_beside: median(group, |one| one.read_beside),
+                shares: group.first().and_then(|one| one.shares.clone()),
             })
         })
         .collect()

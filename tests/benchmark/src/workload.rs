@@ -197,6 +197,17 @@ pub(crate) fn in_memory(records: usize) -> Vec<Step> {
     ]
 }
 
+/// All workloads in memory in which calls are made, as [`in_memory`].
+pub(crate) fn sampled(records: usize) -> Vec<Step> {
+    let mut steps = in_memory(records);
+    for step in &mut steps {
+        step.workloads
+            .retain(|workload| !matches!(workload.work, Work::ColdStart | Work::Memory));
+    }
+    steps.retain(|step| !step.workloads.is_empty());
+    steps
+}
+
 /// All workloads on Postgres: without memory, in which the records are not, and without 1,000 streams, which take Pomerium's
 /// server six minutes. It finds an indexed field there by looking at all records, so the mixed load has no more than calls.
 pub(crate) fn on_postgres(records: usize) -> Vec<Step> {
