@@ -54,6 +54,15 @@ impl Sources {
     }
 }
 
+/// Lets everything else that is ready go first, requests that have come meanwhile included. A stream that reads page after page is
+/// always ready; and as long as something is, the runtime looks at its sockets only after some dozens of steps, of which those
+/// of such a stream are the longest.
+async fn let_others_pass() {
+    // In a task of its own: this one is woken by its connection whenever that has taken something, which is too soon. A task that
+    // yields is not called again before the runtime has looked at its sockets. That it fails means that the runtime ends.
+    let _ = tokio::spawn(tokio::task::yield_now()).await;
+}
+
 /// Begins a Sync stream. What is wrong with its beginning is said here and not in the stream.
 pub async fn sync(
     sources: Sources,
@@ -194,6 +203,7 @@ impl SyncStream {
         if self.sources.hub.ended() {
             return Err(BrokerError::ShuttingDown);
         }
+        let_others_pass().await;
         self.read_page().await
     }
 
@@ -313,6 +323,7 @@ struct LatestStream {
 impl LatestStream {
     async fn next(mut self) -> Result<Option<(SyncLatestItem, Self)>, BrokerError> {
         while self.ready.is_empty() && self.reading {
+            let_others_pass().await;
             self.read_page().await?;
         }
         Ok(self.ready.pop_front().map(|item| (item, self)))
