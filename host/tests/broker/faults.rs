@@ -1,5 +1,6 @@
 //! A store that fails, is slow, or is asked for too much.
 
+use std::io::Write as _;
 use std::sync::{Mutex, OnceLock};
 
 use databroker_host::broker::Query;
@@ -496,6 +497,40 @@ async fn a_store_that_always_says_it_was_pruned_does_not_keep_the_host_busy() {
     put_elsewhere(&inner, 1).await;
     // After a failure the follower pauses, and then begins anew by waiting.
     until("the follower pauses", async || waits.load(Ordering::SeqCst) > 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_comes_while_a_stream_reads_everything_does_not_wait_for_it() {
+    let (client, server) = std::os::unix::net::UnixStream::pair().unwrap();
+    server.set_nonblocking(true).unwrap();
+    let pages = Arc::new(AtomicUsize::new(0));
+    let broker = tapped(Config::default(), {
+        let pages = Arc::clone(&pages);
+        move |call| {
+            if call.begins("scan") && pages.fetch_add(1, Ordering::SeqCst) == 4 {
+                (&client).write_all(b"?").unwrap();
+            }
+            async { Ok(()) }
+        }
+    })
+    .await;
+    for first in (0..3000).step_by(1000) {
+        let records = (first..first + 1000).map(|id| write("t", &id.to_string(), &[7; 1000]));
+        broker.put(records.collect()).await.unwrap();
+    }
+    let request = tokio::spawn({
+        let pages = Arc::clone(&pages);
+        async move {
+            let server = tokio::net::UnixStream::from_std(server).unwrap();
+            server.readable().await.unwrap();
+            pages.load(Ordering::SeqCst)
+        }
+    });
+    let reading = tokio::spawn(async move { broker.sync_latest(Some("t".to_owned())).await.unwrap().count().await });
+    assert!(reading.await.unwrap() >= 3000);
+    let (seen, all) = (request.await.unwrap(), pages.load(Ordering::SeqCst));
+    assert!(all > 30, "{all} pages");
+    assert!(seen <= 8, "it came with page 5 of {all}, and was seen with page {seen}");
 }
 
 #[tokio::test]
