@@ -87,13 +87,13 @@ impl Guard {
                 return (clear, None);
             };
             let length = u64::from(u32::from_be_bytes(*length));
-            if COPIES.contains(kind) {
-                return (clear, Some(Refused::Copy));
-            }
             let describes = matches!(*kind, COLUMNS | PARAMETERS);
             let largest = if describes { largest.min(DESCRIPTION) } else { largest };
             if length > largest {
                 return (clear, Some(Refused::TooLarge { length, largest }));
+            }
+            if COPIES.contains(kind) {
+                return (clear, Some(Refused::Copy));
             }
             // The kind is not counted in it.
             let whole = length + 1;

@@ -59,6 +59,14 @@ pub enum FilterError {
     },
 }
 
+/// As much of a client's text as is told back to it: the answer's trailers have room for little.
+fn beginning(text: &str) -> String {
+    const LONGEST: usize = 200;
+    text.get(..text.floor_char_boundary(LONGEST))
+        .unwrap_or_default()
+        .to_owned()
+}
+
 impl Filter {
     /// Reads a filter.
     ///
@@ -211,7 +219,7 @@ impl Parser {
             ("$index", Operator::Equals) => self.network(name, &path, operand)?,
             ("$index", _) => {
                 return Err(FilterError::Network {
-                    operator: name.to_owned(),
+                    operator: beginning(name),
                 });
             }
             (_, operator) => {
@@ -264,8 +272,8 @@ impl Parser {
                 Comparison::Time(
                     order,
                     times.ok_or_else(|| FilterError::Time {
-                        operator: name.to_owned(),
-                        path: path.to_owned(),
+                        operator: beginning(name),
+                        path: beginning(path),
                     })?,
                 )
             }
@@ -308,8 +316,8 @@ impl Parser {
         };
         if !values.iter().all(is_scalar) {
             return Err(FilterError::Operand {
-                operator: name.to_owned(),
-                path: path.to_owned(),
+                operator: beginning(name),
+                path: beginning(path),
             });
         }
         self.operands += values.len();

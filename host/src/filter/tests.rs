@@ -56,6 +56,13 @@ fn what_is_no_filter_is_refused_with_the_reason() {
         json!({"id": vec!["x"; 10_001]}),
         "a filter may compare with 10000 values at most; split the query",
     );
+    check_error(
+        json!({ "é".repeat(5_000): {"a": {"$before": "2025"}} }),
+        &format!(
+            "$before of {:?} takes a time such as 2025-01-31T12:00:00Z",
+            "é".repeat(100)
+        ),
+    );
 }
 
 // === Matching ===
