@@ -202,7 +202,7 @@ impl Backend for Tap {
         if is_lie {
             let position = self.inner().current().await?;
             let made_up = Change {
-                key: Key::new(&request.record_type, &position.latest_version.to_string()),
+                key: Key::new(&request.record_type, position.latest_version.to_string()),
                 operation: Operation::Upsert {
                     data: None,
                     network: None,

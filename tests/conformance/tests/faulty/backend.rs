@@ -398,7 +398,7 @@ impl Backend for Faulty {
         if self.is(Fault::DeniesChanges) && !page.records.is_empty() {
             let mut memory = self.memory.lock();
             memory.looks += 1;
-            if memory.looks % 10 == 0 {
+            if memory.looks.is_multiple_of(10) {
                 return Err(BackendError::Pruned(page.position.earliest_version));
             }
         }
@@ -465,7 +465,7 @@ impl Backend for Faulty {
                     let mut memory = self.memory.lock();
                     let asked = memory.holders.entry(holder).or_default();
                     *asked += 1;
-                    if *asked % 2 == 0 {
+                    if asked.is_multiple_of(2) {
                         "nobody".clone_into(&mut request.id);
                     }
                 }
