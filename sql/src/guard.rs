@@ -10,6 +10,9 @@
 //! the connection, nested as in the database, and whoever has made types of types by the thousand ends the process by the stack that
 //! letting go of them takes. So a description of columns or parameters is held until all of it is there, and one with a type that
 //! was made in this database is refused in the same way. No value of such a type could be read anyway.
+//!
+//! The beginning of a copy is refused, too. The library does not expect one and takes it for a server that is out of step, where it is
+//! the statement that asks for what is not supported.
 
 /// The code of an error that stands in place of what is too large. No server has it and no statement can raise it: codes are of digits
 /// and capital letters.
@@ -57,7 +60,7 @@ pub(crate) enum Refused {
     Column(usize),
     /// A parameter, counted from 1, is of such a type.
     Parameter(usize),
-    /// It begins a copy, which the library that speaks the protocol takes for the end of it.
+    /// It begins a copy.
     Copy,
     /// It is no description of columns or parameters, though it says so.
     Malformed,

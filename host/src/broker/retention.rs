@@ -12,7 +12,7 @@ use crate::record::{Options, Timestamp};
 /// Most changes that one call prunes.
 const PRUNE_CHANGES: u32 = 4096;
 
-/// Most calls by which one step of a clean removes: 16 million changes, or a million records of a type. So a store that always
+/// Most calls by which one step of a clean removes, or the writer what is above a type's capacity: 16 million changes, or a million records of a type. So a store that always
 /// says that there is more keeps neither the host busy nor the other steps from their turn.
 pub const CALLS: usize = 4096;
 

@@ -205,14 +205,8 @@ fn part(from: &str, name: &str) -> &'static str {
     let mut libraries = name
         .split("::")
         .filter_map(|path| path.rsplit(|letter| !is_of_name(letter)).next());
-    let known = libraries.find_map(|library| {
-        let parts = PARTS.iter();
-        parts
-            .filter(|(_, libraries)| libraries.contains(&library))
-            .map(|(part, _)| *part)
-            .next()
-    });
-    known.unwrap_or(OTHER)
+    let known = libraries.find_map(|library| PARTS.iter().find(|(_, libraries)| libraries.contains(&library)));
+    known.map_or(OTHER, |(part, _)| part)
 }
 
 #[cfg(test)]
