@@ -6,6 +6,9 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 
+/// The most that a file with a secret or a connection string may hold, in bytes.
+pub(crate) const SECRET_BYTES: u64 = 64 << 10;
+
 /// What is in a file.
 pub(crate) struct Contents {
     pub(crate) bytes: Vec<u8>,

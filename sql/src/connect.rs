@@ -201,7 +201,7 @@ impl Connector {
         for tls in ways {
             let route = route(*tls);
             let connected = match self.options(&route).await {
-                Ok(options) => options.connect().await.map_err(Error::from),
+                Ok(options) => options.connect().await.map_err(Error::from).map_err(Error::of_login),
                 Err(error) => Err(error),
             };
             match connected {

@@ -29,13 +29,23 @@ pub enum ConnectionStringError {
     /// It is not well-formed.
     #[error("the connection string is malformed: {0}")]
     Malformed(String),
-    /// A name in it is not known.
-    #[error("the connection string has {name:?}, which is no setting of a connection{}", Nearest(.nearest))]
-    Unknown {
+    /// A name in it is not known, and much like one that is.
+    #[error("the connection string has {name:?}, which is no setting of a connection; did you mean {nearest:?}?")]
+    Misspelt {
         /// The name.
         name: String,
-        /// A known name that is much like it.
-        nearest: Option<&'static str>,
+        /// The known name.
+        nearest: &'static str,
+    },
+    /// A name in it is like none that is known. It is not shown: it may be the rest of a password.
+    #[error(
+        "the connection string has {}a name that is no setting of a connection: look it up, or where it is part of a password, put \
+         that in single quotes, or into a URL percent-encoded",
+        After(.after)
+    )]
+    Unknown {
+        /// The known name that stands before it, if one does.
+        after: Option<&'static str>,
     },
     /// A setting that Postgres' own library takes is not supported here.
     #[error("the connection string has {name}, which is not supported: {advice}")]
@@ -61,14 +71,22 @@ pub enum ConnectionStringError {
         /// What is wrong with its value.
         problem: String,
     },
+    /// The value of an environment variable, which stands in for what the string leaves out, is not what it should be.
+    #[error("{variable} in the environment {problem}")]
+    Variable {
+        /// The variable's name.
+        variable: &'static str,
+        /// What is wrong with its value.
+        problem: String,
+    },
 }
 
-struct Nearest<'n>(&'n Option<&'static str>);
+struct After<'n>(&'n Option<&'static str>);
 
-impl fmt::Display for Nearest<'_> {
+impl fmt::Display for After<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(name) => write!(formatter, "; did you mean {name:?}?"),
+            Some(name) => write!(formatter, "after {name} "),
             None => Ok(()),
         }
     }
@@ -272,13 +290,25 @@ impl ConnectionString {
     ///
     /// [`ConnectionStringError`] for the first thing in it that cannot be used.
     pub fn parse(text: &str, environment: &Environment<'_>) -> Result<Self, ConnectionStringError> {
-        Reader::new(text, environment)?.read()
+        let reader = Reader::new(text, environment)?;
+        let variables = reader.variables.clone();
+        reader.read().map_err(|error| {
+            let ConnectionStringError::Value { name, problem } = error else {
+                return error;
+            };
+            match variables.get(name) {
+                Some(&variable) => ConnectionStringError::Variable { variable, problem },
+                None => ConnectionStringError::Value { name, problem },
+            }
+        })
     }
 }
 
 /// The values by name, and what to do about those that are missing.
 struct Reader<'e> {
     values: HashMap<&'static str, String>,
+    /// Of those that the environment has, the variables.
+    variables: HashMap<&'static str, &'static str>,
     server_settings: Vec<(String, String)>,
     environment: &'e Environment<'e>,
 }
@@ -287,19 +317,22 @@ impl<'e> Reader<'e> {
     fn new(text: &str, environment: &'e Environment<'e>) -> Result<Self, ConnectionStringError> {
         let mut reader = Self {
             values: HashMap::new(),
+            variables: HashMap::new(),
             server_settings: Vec::new(),
             environment,
         };
         // The last one of several counts, as with libpq.
+        let mut before = None;
         for (name, value) in syntax::pairs(text)? {
-            reader.take(&name, value)?;
+            before = Some(reader.take(&name, value, before)?);
         }
         for keyword in KEYWORDS {
             if let Some(variable) = keyword.variable
                 && let Some(value) = (environment.variable)(variable)
                 && !reader.values.contains_key(keyword.name)
             {
-                reader.take(keyword.name, value).map_err(|error| match error {
+                reader.variables.insert(keyword.name, variable);
+                reader.take(keyword.name, value, None).map_err(|error| match error {
                     ConnectionStringError::Unsupported { name, advice } => ConnectionStringError::UnsupportedVariable {
                         variable: name.replacen(keyword.name, variable, 1),
                         advice,
@@ -313,18 +346,27 @@ impl<'e> Reader<'e> {
         Ok(reader)
     }
 
-    fn take(&mut self, name: &str, value: String) -> Result<(), ConnectionStringError> {
+    /// Takes a value, and says what its name is; `before` is the name that stands before it.
+    fn take(
+        &mut self,
+        name: &str,
+        value: String,
+        before: Option<&'static str>,
+    ) -> Result<&'static str, ConnectionStringError> {
         let Some(keyword) = keywords::find(name) else {
-            return Err(ConnectionStringError::Unknown {
-                name: name.to_owned(),
-                nearest: keywords::nearest(name),
+            return Err(match keywords::nearest(name) {
+                Some(nearest) => ConnectionStringError::Misspelt {
+                    name: name.to_owned(),
+                    nearest,
+                },
+                None => ConnectionStringError::Unknown { after: before },
             });
         };
         match keyword.treatment {
             Treatment::Read => {}
             Treatment::Server => {
                 self.server_settings.push((name.to_owned(), value));
-                return Ok(());
+                return Ok(keyword.name);
             }
             _ if value.is_empty() => {}
             Treatment::Only(values, _) if values.contains(&value.as_str()) => {}
@@ -342,7 +384,7 @@ impl<'e> Reader<'e> {
             }
         }
         self.values.insert(keyword.name, value);
-        Ok(())
+        Ok(keyword.name)
     }
 
     fn read(mut self) -> Result<ConnectionString, ConnectionStringError> {

@@ -101,6 +101,19 @@ impl Error {
         self
     }
 
+    /// What it is where a server says it of a client that logs in: there is no statement yet, but a parameter that the server
+    /// does not know or take, or a server that is not ready for clients.
+    pub(crate) fn of_login(mut self) -> Self {
+        if self.kind == ErrorKind::Statement {
+            let is_parameter = |code: &str| code.starts_with("22") || code.starts_with("42");
+            self.kind = match &self.code {
+                Some(code) if is_parameter(code) => ErrorKind::Settings,
+                _ => ErrorKind::Unreachable,
+            };
+        }
+        self
+    }
+
     /// True where the connection is of no more use.
     pub(crate) fn breaks_connection(&self) -> bool {
         matches!(self.kind, ErrorKind::Unreachable | ErrorKind::FailingOver)
@@ -180,7 +193,10 @@ fn of_code(code: &str) -> ErrorKind {
         (_, "57P01" | "57P02" | "57P03") => ErrorKind::FailingOver,
         (_, "25006") => ErrorKind::ReadOnly,
         (_, "40001" | "40P01") => ErrorKind::Conflict,
-        (_, "53100" | "53200") => ErrorKind::Full,
+        // Disk, memory, a limit on temporary files, or another of its resources.
+        ("53", _) => ErrorKind::Full,
+        // It cannot read or write its own files.
+        ("58", _) => ErrorKind::Unreachable,
         (_, "57014" | "55P03") => ErrorKind::Timeout,
         // A key that no index takes, an expression that is nested too deep, and the like.
         ("54", _) => ErrorKind::TooLarge,
@@ -206,6 +222,10 @@ mod tests {
             ("40001", ErrorKind::Conflict),
             ("40P01", ErrorKind::Conflict),
             ("53100", ErrorKind::Full),
+            ("53000", ErrorKind::Full),
+            ("53400", ErrorKind::Full),
+            ("58030", ErrorKind::Unreachable),
+            ("XX001", ErrorKind::Statement),
             ("57014", ErrorKind::Timeout),
             ("54000", ErrorKind::TooLarge),
             ("57P05", ErrorKind::Unreachable),

@@ -3,9 +3,11 @@
 //! Strings are read as libpq reads them, down to its quotes, escapes and lists of hosts, because that is what their writers
 //! have tried them with; a test holds both readings against each other. One thing libpq takes is refused: an `@` that stands
 //! unescaped in a host or in a database's name. It is always part of a password that was not percent-encoded, and the rest
-//! of that password would turn up in messages as the name of a host. For the same reason no message here quotes the string.
+//! of that password would turn up in messages as the name of a host. For the same reason no message
+//! here quotes the string, but for names that are known.
 
 use super::connection_string::ConnectionStringError;
+use super::keywords;
 
 /// A name and its value, in the order of the string. Names are not looked at yet.
 pub(crate) type Pairs = Vec<(String, String)>;
@@ -163,12 +165,13 @@ impl<'t> Url<'t> {
                 .split_once('=')
                 .ok_or_else(|| malformed("a parameter after `?` has no `=` and value"))?;
             let name = decode(name, "a parameter's name")?;
+            let shown = shown(&name, "a parameter");
             if value.contains('=') {
                 return Err(malformed(format!(
-                    "the parameter {name:?} has a second `=`: within a value it is written %3D, and `&` separates parameters"
+                    "{shown} has a second `=`: within a value it is written %3D, and `&` separates parameters"
                 )));
             }
-            let value = decode(value, &name)?;
+            let value = decode(value, shown)?;
             // As drivers of other languages write it.
             let (name, value) = match (name.as_str(), value.as_str()) {
                 ("ssl", "true") => ("sslmode".to_owned(), "require".to_owned()),
@@ -178,6 +181,11 @@ impl<'t> Url<'t> {
         }
         Ok(())
     }
+}
+
+/// A name as errors may show it. One that is not known may be the rest of a password.
+fn shown(name: &str, otherwise: &'static str) -> &'static str {
+    keywords::find(name).map_or(otherwise, |known| known.name)
 }
 
 /// Undoes percent-encoding. A `+` stays one, as with libpq.
@@ -230,8 +238,9 @@ fn name_values(text: &str) -> Result<Pairs, ConnectionStringError> {
             }));
         };
         let (value, after) = value(after.trim_start_matches(is_space)).ok_or_else(|| {
+            let shown = shown(name, "a name in it");
             malformed(format!(
-                "the value of {name:?} begins with a single quote and does not end with one"
+                "the value of {shown} begins with a single quote and does not end with one"
             ))
         })?;
         pairs.push((name.to_owned(), value));

@@ -194,7 +194,7 @@ fn strings_are_read_as_libpq_reads_them() {
 fn is_known(name: &str) -> bool {
     !matches!(
         read(&format!("{name}=1 user=x")),
-        Err(ConnectionStringError::Unknown { .. })
+        Err(ConnectionStringError::Unknown { .. } | ConnectionStringError::Misspelt { .. })
     )
 }
 
@@ -279,6 +279,16 @@ fn what_is_left_out_has_the_usual_meaning() {
             "require",
             "the environment has PGGSSENCMODE=require, which",
         ),
+        (
+            "PGPORT",
+            "abc",
+            "PGPORT in the environment has something that is no number",
+        ),
+        (
+            "PGSSLMODE",
+            "on",
+            "PGSSLMODE in the environment is \"on\": write disable,",
+        ),
     ] {
         let refused = read_with("postgres://u@h", &[(variable, value)], &[]).unwrap_err();
         assert!(refused.to_string().starts_with(said), "{refused}");
@@ -355,7 +365,11 @@ fn what_cannot_be_used_is_told_by_name() {
             "user=u sslmod=require",
             "\"sslmod\", which is no setting of a connection; did you mean \"sslmode\"?",
         ),
-        ("user=u zzz=1", "\"zzz\", which is no setting of a connection"),
+        (
+            "user=u zzz=1",
+            "has after user a name that is no setting of a connection",
+        ),
+        ("zzz=1 user=u", "has a name that is no setting of a connection"),
         ("user=u sslcrl=/f", "sslcrl, which is not supported"),
         (
             "user=u gssencmode=require",
@@ -410,6 +424,12 @@ fn no_password_is_shown() {
         format!("postgres://u:%{secret}@h/d"),
         format!("user=u password=a {secret}"),
         format!("user=u password='a {secret}"),
+        format!("user=u password=a {secret}=="),
+        format!("user=u password=a {secret}='b"),
+        format!("postgres://u:1/a?{secret}@h/d"),
+        format!("postgres://u:1/a?{secret}=b@h/d"),
+        format!("postgres://u:1/a?{secret}=b=c@h/d"),
+        format!("postgres://u:1/a?{secret}=%zz@h/d"),
     ] {
         let error = read(&text).expect_err(&text);
         let shown = format!("{error} {error:?}");

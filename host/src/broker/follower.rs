@@ -28,8 +28,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest wait after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The least time from one look to the next where the first has brought nothing: a store whose `wait` does not wait costs no
-/// more than that, and what this host has written itself, which it knows already, is no reason to hurry.
+/// The least time from one look to the next, which is how much later than at once a change may come that follows upon another. A
+/// store whose `wait` does not wait costs no more than that; nor does what this host writes itself, of which it is notified as of
+/// all else, and which its callers would otherwise share the database with.
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 
 /// The task that follows.
@@ -53,11 +54,9 @@ impl Follower {
         loop {
             let begun = Instant::now();
             match self.step(&mut seen).await {
-                Ok(is_news) => {
+                Ok(()) => {
                     pause = SHORTEST_PAUSE;
-                    if !is_news {
-                        tokio::time::sleep_until(begun + SHORTEST_ROUND).await;
-                    }
+                    tokio::time::sleep_until(begun + SHORTEST_ROUND).await;
                 }
                 Err(error) => {
                     // What was seen before means nothing to a plugin that was started again.
@@ -70,11 +69,10 @@ impl Follower {
         }
     }
 
-    /// Looks once; says whether changes or options have come of it that this host did not have.
-    async fn step(&self, seen: &mut Option<Observed>) -> Result<bool, BackendError> {
+    /// Waits for news, and brings them to where they are told.
+    async fn step(&self, seen: &mut Option<Observed>) -> Result<(), BackendError> {
         // No store has server version 0, so the first wait ends at once.
         let now = self.backend.wait(seen.unwrap_or_default()).await?;
-        let (position, options) = (self.hub.position(), self.options.all());
         let is_new = |part: fn(&Observed) -> u64| seen.as_ref().is_none_or(|seen| part(seen) != part(&now));
         if is_new(|observed| observed.options_revision) || is_new(|observed| observed.server_version) {
             self.options.refresh(&*self.backend).await?;
@@ -95,7 +93,7 @@ impl Follower {
             latest_version: latest_version.min(now.latest_version),
             ..now
         });
-        Ok(self.hub.position() != position || *self.options.all() != *options)
+        Ok(())
     }
 }
 

@@ -41,7 +41,7 @@ impl OptionsTable {
 
     /// Replaces the whole table, unless it was changed since `before` was taken from it; says whether it has. What was read
     /// from a store while somebody set options may be older than those.
-    fn replace_unchanged(
+    pub fn replace_unchanged(
         &self,
         before: &Arc<BTreeMap<String, Options>>,
         options: impl IntoIterator<Item = (String, Options)>,

@@ -5,16 +5,12 @@ use std::time::Duration;
 
 use super::BrokerError;
 use super::options::OptionsTable;
-use super::writer::{EVICT_RECORDS, Writer};
+use super::writer::{EVICT_RECORDS, MOST_CALLS, Writer, warn_of_surplus};
 use crate::backend::{Backend, EvictRequest};
 use crate::record::{Options, Timestamp};
 
 /// Most changes that one call prunes.
 const PRUNE_CHANGES: u32 = 4096;
-
-/// Most calls by which one step of a clean removes, or the writer what is above a type's capacity: 16 million changes, or a million records of a type. So a store that always
-/// says that there is more keeps neither the host busy nor the other steps from their turn.
-pub const CALLS: usize = 4096;
 
 /// The task that cleans.
 pub struct Retention {
@@ -77,13 +73,13 @@ impl Retention {
 
     async fn prune(&self) -> Result<(), BrokerError> {
         let before = (self.clock)().earlier(self.history);
-        for _ in 0..CALLS {
+        for _ in 0..MOST_CALLS {
             if !self.writer.prune(before, PRUNE_CHANGES).await?.more {
                 return Ok(());
             }
         }
         tracing::warn!(
-            calls = CALLS,
+            calls = MOST_CALLS,
             "the store still says that there are old changes to prune; going on later"
         );
         Ok(())
@@ -93,7 +89,7 @@ impl Retention {
         if options.ttl.is_none() && options.capacity.is_none() {
             return Ok(());
         }
-        for _ in 0..CALLS {
+        for _ in 0..MOST_CALLS {
             let request = EvictRequest {
                 record_type: record_type.to_owned(),
                 modified_before: options.ttl.map(|ttl| (self.clock)().earlier(ttl)),
@@ -105,11 +101,7 @@ impl Retention {
                 return Ok(());
             }
         }
-        tracing::warn!(
-            calls = CALLS,
-            record_type,
-            "the store still says that there are records of the type to remove; going on later"
-        );
+        warn_of_surplus(record_type);
         Ok(())
     }
 }

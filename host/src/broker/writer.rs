@@ -24,7 +24,6 @@ use tracing::{Instrument as _, Span};
 use super::follower::catch_up;
 use super::hub::Hub;
 use super::options::{self, OptionsTable, missing_required};
-use super::retention::CALLS;
 use super::{BrokerError, Change};
 use crate::backend::{
     self, Availability, Backend, BackendError, Batch, Event, EvictRequest, Evicted, Operation, Outcome, Position,
@@ -49,6 +48,11 @@ const STEP_BYTES: usize = 128;
 const GROUP_BATCHES: usize = 1024;
 /// Most records that one call evicts, so that puts pass in between.
 pub const EVICT_RECORDS: u32 = 256;
+
+/// Most calls by which one step of a clean removes, or the writer what is above a type's capacity: 16 million changes, or a
+/// million records of a type. So a store that always says that there is more keeps neither the host busy nor the other steps from
+/// their turn.
+pub const MOST_CALLS: usize = 4096;
 /// How long writes wait for a store that has stopped and is being opened again. Once it took longer, they fail at once until
 /// it is open.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -529,6 +533,7 @@ impl WriterTask {
             answers.push((reply, answer));
         }
         // Whoever has an answer finds the change in a stream that begins then: in the hub, or in a store that is shared.
+        // Of the latter they are told after the answers: Pomerium's storage tests take a change that comes before for a fault.
         if !self.shared {
             self.publish(server_version, std::mem::take(&mut changes)).await;
         }
@@ -598,14 +603,10 @@ impl WriterTask {
         if self.evict_surplus(&record_type).await.is_none() {
             return;
         }
-        if calls < CALLS {
+        if calls < MOST_CALLS {
             self.surplus.insert(record_type, calls);
         } else {
-            tracing::warn!(
-                calls,
-                record_type,
-                "the store still says that there are records of the type to remove; going on later"
-            );
+            warn_of_surplus(&record_type);
         }
     }
 
@@ -685,6 +686,7 @@ impl WriterTask {
         // which server version it is under.
         let options = self.options.all();
         self.options.replace([]);
+        let emptied = self.options.all();
         let was_in_doubt = self.hub.in_doubt();
         if !self.shared {
             self.hub.doubt();
@@ -692,7 +694,8 @@ impl WriterTask {
         let position: Position = match self.backend.clear(backend::new_server_version(before)).await {
             Ok(position) => position,
             Err(error) => {
-                self.options.replace(options.as_ref().clone());
+                // Of a shared store newer ones may have been read meanwhile.
+                self.options.replace_unchanged(&emptied, options.as_ref().clone());
                 self.hub.options_changed();
                 if is_unchanged(&error) && !was_in_doubt {
                     self.hub.settle();
@@ -709,6 +712,15 @@ impl WriterTask {
         }
         Ok((before, position.server_version))
     }
+}
+
+/// Tells that a type was left alone after [`MOST_CALLS`].
+pub fn warn_of_surplus(record_type: &str) {
+    tracing::warn!(
+        calls = MOST_CALLS,
+        record_type,
+        "the store still says that there are records of the type to remove; going on later"
+    );
 }
 
 /// True where the store says that the write has changed nothing.

@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -60,6 +61,9 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
         "the databroker does not accept the token: the shared secrets differ",
     ),
 ];
+
+/// How long calls of the system's are waited for that are under way when all else has ended.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 
 // What a shell calls these is in sysexits.h, for those above 2.
 const DONE: u8 = 0;
@@ -187,7 +191,11 @@ fn wait(
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(work)
+    let outcome = runtime.block_on(work);
+    // A plugin may have a call of the system's under way that never ends, such as reading a pipe or a network's file system. That
+    // must not keep the process: whoever starts it again waits for its end.
+    runtime.shutdown_timeout(LAST_CALLS);
+    outcome
 }
 
 /// The process's environment.

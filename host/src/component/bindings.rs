@@ -1,8 +1,7 @@
 //! The WIT world `databroker:storage/backend`, with all that a plugin may import, in Rust, generated once.
 //!
 //! Everything generated stays in a private module and only the names that the adapter needs leave it, so that the `use`
-//! lines of a file show which part of the interface it touches. `convert` is the only file that knows
-//! both these types and the plain ones.
+//! lines of a file show which part of the interface it touches. `convert` makes plain types of them.
 
 #[allow(missing_docs, reason = "generated code")]
 mod generated {

@@ -1,4 +1,4 @@
-//! WIT types to plain types and back: the only file that knows both.
+//! WIT types to plain types and back: it alone converts records, pages and options.
 //!
 //! What comes from a plugin is moved and never copied, and what cannot be said in plain types is refused by name. The
 //! laws that bind values to each other and to the question are in [`laws`](super::laws), in plain types.

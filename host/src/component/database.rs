@@ -156,16 +156,16 @@ impl Database {
             return;
         };
         failures.count.fetch_add(1, Ordering::Relaxed);
-        let connection = matches!(
-            kind,
-            ErrorKind::Settings | ErrorKind::Unreachable | ErrorKind::FailingOver | ErrorKind::OutOfConnections
-        );
-        if connection {
-            self.away.store(true, Ordering::Relaxed);
-        }
         let Some(untold) = failures.lines.lock().turn(Instant::now(), INTERVAL) else {
             return;
         };
+        // Only what was told has an end that is worth telling.
+        if matches!(
+            kind,
+            ErrorKind::Unreachable | ErrorKind::FailingOver | ErrorKind::OutOfConnections
+        ) {
+            self.away.store(true, Ordering::Relaxed);
+        }
         let (database, code) = (self.summary(), error.code());
         // What the server says of a statement may hold a part of a record.
         let error = (kind != ErrorKind::Statement).then(|| error.to_string());

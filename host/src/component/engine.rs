@@ -18,7 +18,7 @@ pub fn config() -> Config {
     config.wasm_component_model(true).wasm_component_model_async(true);
     // Compiled code looks at a counter now and then, and stops or yields when the host has moved it on.
     config.epoch_interruption(true);
-    // An unoptimised memory of 32 bits reserves its whole 4 GiB of addresses at once: it never moves, and needs no checks
+    // A memory of 32 bits reserves its whole 4 GiB of addresses at once: it never moves, and needs no checks
     // of its bounds. That is the engine's default on hosts of 64 bits, and is left to it, since it differs on others.
     config
 }

@@ -1,5 +1,5 @@
 //! What an instance of a plugin may use, each bound with its default. The settings that change them, and why each is what it is,
-//! are in docs/plugins.md.
+//! are in docs/settings.md.
 
 use std::time::Duration;
 

@@ -106,7 +106,7 @@ impl PluginLog {
         self.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// Standard output, line by line at this level.
+    /// Standard output or error, line by line at this level.
     pub(super) fn stream(&self, level: Level, keep: bool) -> Stream {
         Stream {
             log: self.clone(),

@@ -143,7 +143,7 @@ pub struct OpenTransaction {
     database: Arc<Database>,
 }
 
-/// A listener in a plugin's hands; none where there is no database.
+/// A listener in a plugin's hands.
 pub struct OpenListener {
     /// Shared by the calls that wait.
     channels: Arc<[String]>,

@@ -1,4 +1,4 @@
-//! Between the protocol's messages and the broker's types. No other file knows both.
+//! Between the protocol's messages and the broker's types. What is malformed is refused here.
 //!
 //! Requests come from the network: whatever a message can say is either turned into something that the broker can work
 //! with or refused with [`Invalid`]. The messages of that name where the fault is, never what the record data was.

@@ -13,9 +13,7 @@ use super::document::Value;
 use super::keys::{self, Key};
 use super::reader::{Reader, may_be_shown};
 use crate::component::{Destination, Directory, GrantError, Grants, Origin, cache_directory};
-
-/// The most that a secret of a plugin may hold, in bytes.
-const SECRET_BYTES: u64 = 64 << 10;
+use crate::file;
 
 const NOTHING_ELSE: &str = "grant a directory that holds nothing but the plugin's data";
 
@@ -89,7 +87,7 @@ fn secrets(reader: &mut Reader<'_>) -> BTreeMap<String, PathBuf> {
     let mut secrets = BTreeMap::new();
     for (name, path) in named {
         let path = PathBuf::from(path);
-        match crate::file::read(&path, SECRET_BYTES) {
+        match file::read(&path, file::SECRET_BYTES) {
             Ok(contents) if contents.others_can_read => {
                 let place = reader.place(key);
                 reader.warn(format!(
@@ -136,7 +134,10 @@ fn check_own_files(reader: &mut Reader<'_>, grants: &Grants) {
         let Some(outside) = canonical(&directory.outside) else {
             continue;
         };
-        for (place, _, path) in own.iter().filter(|(_, own, _)| own.starts_with(&outside)) {
+        let is_within = |own: &Path, path: &Path| {
+            own.starts_with(&outside) || links(path).iter().any(|link| link.starts_with(&outside))
+        };
+        for (place, _, path) in own.iter().filter(|(_, own, path)| is_within(own, path)) {
             let wrong = format!(
                 "{:?} would give the plugin {path:?}, which is this process's own ({place})",
                 directory.outside
@@ -178,7 +179,9 @@ fn is_system(path: &Path) -> bool {
 fn check_own_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
     let key = &keys::PLUGIN_DIRECTORIES;
     let configured = named_file(reader, &keys::PLUGIN_CACHE_DIR).map(|(_, path)| path);
-    let cache = cache_directory(configured.as_deref()).map(|path| resolved(&path));
+    let cache = cache_directory(configured.as_deref());
+    let cache_links = cache.as_deref().map(links).unwrap_or_default();
+    let cache = cache.map(|path| resolved(&path));
     for directory in directories {
         let Ok(outside) = fs::canonicalize(&directory.outside) else {
             continue;
@@ -188,6 +191,7 @@ fn check_own_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
         } else if cache
             .as_ref()
             .is_some_and(|cache| cache.starts_with(&outside) || outside.starts_with(cache))
+            || cache_links.iter().any(|link| link.starts_with(&outside))
         {
             "the compiled code of plugins, which runs without a sandbox"
         } else {
@@ -196,6 +200,34 @@ fn check_own_directories(reader: &mut Reader<'_>, directories: &[Directory]) {
         let wrong = format!("{:?} holds {holds}", directory.outside);
         reader.mistake(key, wrong, NOTHING_ELSE);
     }
+}
+
+/// Where the links lie by which a path leads to what it names: whoever can replace one of them decides what that is.
+fn links(path: &Path) -> Vec<PathBuf> {
+    /// As many as the system follows.
+    const MOST: usize = 40;
+    let mut links = Vec::new();
+    let mut rest: Vec<PathBuf> = vec![std::path::absolute(path).unwrap_or_else(|_| path.to_owned())];
+    let mut at = PathBuf::new();
+    while let Some(next) = rest.pop() {
+        let mut components = next.components();
+        let Some(component) = components.next() else { continue };
+        rest.push(components.as_path().to_owned());
+        match component {
+            std::path::Component::ParentDir => drop(at.pop()),
+            component => at.push(component),
+        }
+        if let Ok(target) = fs::read_link(&at) {
+            links.push(at.clone());
+            if links.len() > MOST {
+                break;
+            }
+            at.pop();
+            // An absolute one replaces all that was there.
+            rest.push(target);
+        }
+    }
+    links
 }
 
 /// A path without links, as far as there is anything at it.

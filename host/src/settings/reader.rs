@@ -16,9 +16,6 @@ use super::keys::{ALL, Group, Key};
 use super::{BYTES_AS_BASE64, Notice, SECRET_LENGTH, SharedSecret};
 use crate::file;
 
-/// The most that a file with a secret or a connection string may hold, in bytes.
-const FILE_BYTES: u64 = 64 << 10;
-
 /// What some editors put before a text in UTF-8. Nobody sees it, and Pomerium takes no secret with it.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 const HAS_BYTE_ORDER_MARK: &str = "it begins with a byte order mark, which some editors write";
@@ -268,7 +265,7 @@ impl<'a> Reader<'a> {
             return Some((key, text));
         };
         let path = Path::new(&path);
-        let contents = match file::read(path, FILE_BYTES) {
+        let contents = match file::read(path, file::SECRET_BYTES) {
             Ok(contents) => contents,
             Err(error) => {
                 self.mistake(file, format!("{}: {error}", shown(path)), file.remedy);

@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
 use crate::server::PATIENCE;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_databroker-host");
@@ -42,10 +44,24 @@ impl Serving {
         Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
+    /// The command for a first call that the program prints at its start, once it listens.
+    fn first_call(&mut self) -> String {
+        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let mut calls = lines.map(|line| line.unwrap().trim().to_owned());
+        calls
+            .find(|line| line.starts_with("SHARED_SECRET="))
+            .expect("the program prints no first call")
+    }
+
     /// Sends a signal and waits for the end: the exit code and what was logged.
     pub fn end(mut self, signal: &str) -> (Option<i32>, String) {
         let id = self.0.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        self.ended()
+    }
+
+    /// Waits for the end: the exit code and what was logged.
+    fn ended(&mut self) -> (Option<i32>, String) {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             match self.0.try_wait().unwrap() {
@@ -132,23 +148,80 @@ fn few_open_files_are_told_and_connections_that_say_nothing_keep_nobody_out() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut serving = Serving(command.spawn().unwrap());
-    let mut lines = BufReader::new(serving.0.stdout.take().unwrap()).lines();
-    let line = loop {
-        let line = lines.next().expect("the program prints no first call").unwrap();
-        if line.trim_start().starts_with("SHARED_SECRET=") {
-            break line;
-        }
-    };
-    let address = line.trim().rsplit_once("http://").unwrap().1;
+    let line = serving.first_call();
+    let address = line.rsplit_once("http://").unwrap().1;
     // More than may be open.
     let connections: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
     let mut log = BufReader::new(serving.0.stderr.take().unwrap()).lines();
     let told = log.any(|line| line.unwrap().contains("LimitNOFILE"));
     assert!(told, "nothing is said of it");
     // Whoever has a token is served all the same.
-    let call = Command::new("sh").args(["-c", line.trim()]).output().unwrap();
+    let call = Command::new("sh").args(["-c", &line]).output().unwrap();
     assert!(call.status.success(), "{}", text(&call.stderr));
     drop(connections);
+}
+
+#[test]
+fn no_open_files_at_all_are_told_and_waited_out() {
+    let mut serving = Serving::start(&[("GRPC_ADDRESS", "127.0.0.1:0")]);
+    let line = serving.first_call();
+    let address = line.rsplit_once("http://").unwrap().1;
+    let id = serving.0.id();
+    let process = Pid::from_child(&serving.0);
+    // The program has inherited the highest that it may be.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = |current| {
+        let limit = Rlimit {
+            current: Some(current),
+            maximum,
+        };
+        prlimit(Some(process), Resource::Nofile, limit).unwrap()
+    };
+    // The lowest number that is free.
+    let open = |number: &u64| std::path::Path::new(&format!("/proc/{id}/fd/{number}")).exists();
+    let before = limit((0..).find(|number| !open(number)).unwrap());
+    let waiting = TcpStream::connect(address).unwrap();
+    let mut log = BufReader::new(serving.0.stderr.take().unwrap()).lines();
+    let told = log.any(|line| line.unwrap().contains("cannot accept connections"));
+    assert!(told, "nothing is said of it");
+    let computed = || {
+        let line = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+        let figures: Vec<&str> = line.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        figures[11].parse::<u64>().unwrap() + figures[12].parse::<u64>().unwrap()
+    };
+    let begun = computed();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = computed() - begun;
+    assert!(spent < 50, "it spins: {spent} of 100 hundredths of a second");
+    limit(before.current.unwrap());
+    let call = Command::new("sh").args(["-c", &line]).output().unwrap();
+    assert!(call.status.success(), "{}", text(&call.stderr));
+    drop(waiting);
+}
+
+/// A thread that waits for a pipe, or for a file system that hangs, cannot be stopped by anybody.
+#[test]
+fn a_plugin_in_a_call_of_the_system_that_never_ends_does_not_keep_the_program_from_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap();
+    assert!(made.success());
+    let probe = guest_build::build("tests/probe", "probe");
+    let cache = probe.with_file_name("cache");
+    let mut serving = Serving::start(&[
+        ("GRPC_ADDRESS", "127.0.0.1:0"),
+        ("HEALTH_CHECK_ADDR", "off"),
+        ("DATABROKER_STORAGE_TYPE", probe.to_str().unwrap()),
+        ("DATABROKER_PLUGIN_SETTINGS", "script=read /data/pipe"),
+        ("DATABROKER_PLUGIN_CACHE_DIR", cache.to_str().unwrap()),
+        ("DATABROKER_PLUGIN_CALL_TIME", "1s"),
+        (
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            &format!("/data={}:rw", folder.path().display()),
+        ),
+    ]);
+    let (code, log) = serving.ended();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("DATABROKER_PLUGIN_CALL_TIME"), "{log}");
 }
 
 #[test]

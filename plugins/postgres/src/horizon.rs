@@ -207,7 +207,7 @@ impl<D: Database, J: Data> Store<D, J> {
                 version: horizon,
                 mark: horizon_mark,
             };
-            if !has_begun_anew && self.has_fallen_back(seen, newest).await? {
+            if !has_begun_anew && self.has_fallen_back(seen, earliest, newest).await? {
                 self.begin_anew(server_version).await?;
                 has_begun_anew = true;
                 continue;

@@ -25,11 +25,13 @@
 //! # Layout
 //!
 //! - `database`: the two traits, values, failures
+//! - `store`: what all calls share, and its errors
 //! - `schema`: the tables, made or checked
 //! - `record`: rows to records; `json`: data to JSON and back
 //! - `field`: looking records up by what is in their JSON
-//! - `horizon`: how far reading is safe; `timeline`: a database that has lost changes; `page`: records within bounds; `window`: how far one looks; `read`: get, scan, changes
-//! - `write`: put, evict, clear, with `write.sql` and `lock.sql`, which are `functions` in the database; `retention`: prune
+//! - `horizon`: how far reading is safe; `timeline`: a database that has lost changes
+//! - `page`: records within bounds; `window`: how far one looks; `read`: get, scan, changes
+//! - `plan`: what a put comes to; `write`: put, evict, clear, with `write.sql` and `lock.sql`, which are `functions` in the database; `retention`: prune
 //! - `small`: options, leases, checkpoint, services; `clock`: how old something is
 //! - `text`: text with the character NUL
 
@@ -42,6 +44,7 @@ mod guest;
 mod horizon;
 mod json;
 mod page;
+mod plan;
 mod read;
 mod record;
 mod retention;

@@ -102,39 +102,75 @@ impl<D: Database, J: Data> Store<D, J> {
             }
         }
         store.tell_of_invalid_indexes().await?;
-        store.tell_of_encoding().await?;
+        store.tell_of_settings().await?;
+        store.check_row_security().await?;
         store.ahead(clock::now()).await?;
         Ok(store)
     }
 
-    /// Tells of a database that cannot hold every text. What it refuses is refused with all that comes together with it.
-    async fn tell_of_encoding(&self) -> Result<(), Error> {
-        let encoding = self
-            .one("SELECT pg_catalog.getdatabaseencoding()::text", Vec::new())
-            .await?
-            .text()?
-            .unwrap_or_default();
+    /// Tells of settings of the database under which something may be lost, or is refused.
+    async fn tell_of_settings(&self) -> Result<(), Error> {
+        let query = "SELECT pg_catalog.getdatabaseencoding()::text, \
+            pg_catalog.current_setting('synchronous_commit'::text) = 'off'::text";
+        let mut row = self.one(query, Vec::new()).await?;
+        let (encoding, loses) = (row.text()?.unwrap_or_default(), row.boolean()?);
         if encoding != "UTF8" {
             self.database.warn(&format!(
-                "the database's encoding is {encoding}, which cannot hold every text: writes with such a text fail, and those that come \
-                 together with them; use a database whose encoding is UTF8"
+                "the database's encoding is {encoding}: a text that it cannot hold is refused with all that comes together with it, and \
+                 a row that others wrote in another encoding makes its whole type unreadable; use a database whose encoding is UTF8"
             ));
+        }
+        if loses {
+            self.database.warn(
+                "the database has synchronous_commit turned off: what was acknowledged in the last moment before it crashes is lost; \
+                 turn it on",
+            );
         }
         Ok(())
     }
 
-    /// Whether the role may still read and write, which an operator can take from it while it is connected.
-    pub(crate) async fn check_rights(&self) -> Result<(), Error> {
+    /// Refuses a role from which the database hides rows: they would seem not to be there.
+    async fn check_row_security(&self) -> Result<(), Error> {
         let query = "SELECT array(SELECT name FROM pg_catalog.unnest($1::text[]) AS name \
-            WHERE NOT (pg_catalog.has_table_privilege(to_regclass('pomerium.' || name)::oid, 'SELECT'::text) \
-              AND pg_catalog.has_table_privilege(to_regclass('pomerium.' || name)::oid, 'INSERT'::text)))";
-        let tables = ["records", "record_changes", "leases"].map(|name| Some(name.to_owned()));
-        let mut row = self.one(query, vec![Value::Texts(tables.to_vec())]).await?;
+            WHERE pg_catalog.row_security_active(to_regclass('pomerium.' || name)::oid))";
+        let tables = RIGHTS.iter().map(|(name, _)| Some((*name).to_owned())).collect();
+        let mut row = self.one(query, vec![Value::Texts(tables)]).await?;
         match row.texts()?.first() {
             None => Ok(()),
-            Some(table) => Err(Error::Unavailable(format!(
-                "the role may no longer read and write pomerium.{table}: grant it what it had, or make it the owner again"
+            Some(table) => Err(Error::Configuration(format!(
+                "row level security hides rows of pomerium.{table} from the role: make it the table's owner, or give it BYPASSRLS"
             ))),
+        }
+    }
+
+    /// Whether the role may still do what calls need, and Pomerium's own row is there: an operator can take either away while it
+    /// is connected.
+    pub(crate) async fn check_rights(&self) -> Result<(), Error> {
+        let query = "SELECT array(SELECT r || ' on pomerium.'::text || name FROM unnest($1::text[], $2::text[]) AS n(name, r) \
+            WHERE NOT pg_catalog.has_table_privilege(to_regclass('pomerium.' || name)::oid, r))";
+        let (mut tables, mut rights) = (Vec::new(), Vec::new());
+        for (table, needed) in RIGHTS {
+            for right in *needed {
+                tables.push(Some((*table).to_owned()));
+                rights.push(Some((*right).to_owned()));
+            }
+        }
+        let mut row = self
+            .one(query, vec![Value::Texts(tables), Value::Texts(rights)])
+            .await?;
+        let missing = row.texts()?;
+        if !missing.is_empty() {
+            return Err(Error::Unavailable(format!(
+                "the role may no longer do what is needed: grant it {}, or make it the owner again",
+                missing.join(", ")
+            )));
+        }
+        self.check_row_security().await?;
+        let query = "SELECT EXISTS (SELECT FROM pomerium.migration_info)";
+        if self.one(query, Vec::new()).await?.boolean()? {
+            Ok(())
+        } else {
+            Err(Error::Unavailable(NO_VERSION.to_owned()))
         }
     }
 
@@ -189,6 +225,23 @@ impl<D: Database, J: Data> Store<D, J> {
         }
     }
 }
+
+/// What the role needs to be allowed, by table.
+const RIGHTS: &[(&str, &[&str])] = &[
+    ("migration_info", &["SELECT", "UPDATE"]),
+    ("records", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("record_changes", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("record_options", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("leases", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("services", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("checkpoints", &["SELECT", "INSERT", "UPDATE"]),
+    ("host_exact", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("host_state", &["SELECT", "UPDATE"]),
+];
+
+/// Why a schema without its one row is of no use.
+const NO_VERSION: &str = "the table pomerium.migration_info, which is Pomerium's own, is empty: restore its row, or drop the schema \
+    pomerium, and all is made anew";
 
 /// Those of the names in the first parameter that are neither tables, nor indexes, nor functions, as a list.
 const MISSING: &str = "array(SELECT name FROM pg_catalog.unnest($1::text[]) AS name \
@@ -249,14 +302,7 @@ async fn try_prepare<D: Database>(
     )?;
     let (schema, theirs, missing) = (there.boolean()?, there.boolean()?, there.texts()?);
     if theirs {
-        let names = vec![Value::Texts(self::theirs().map(|name| Some(name.to_owned())).collect())];
-        let gone = first(run(&format!("SELECT {MISSING}"), names).await?)?.texts()?;
-        if let Some(table) = gone.first() {
-            return Err(Error::Configuration(format!(
-                "the table pomerium.{table}, which is Pomerium's own, is gone: restore it, or drop the schema pomerium, and all is made anew"
-            ))
-            .into());
-        }
+        check_theirs(&transaction).await?;
     }
     if standby && !missing.is_empty() {
         return Err(Error::ReadOnly(
@@ -273,49 +319,9 @@ async fn try_prepare<D: Database>(
         run("CREATE SCHEMA pomerium", Vec::new()).await?;
     }
     if let (false, Some(new_server_version)) = (theirs, new_server_version) {
-        for table in TABLES {
-            run(table, Vec::new()).await?;
-        }
-        let version = i64::try_from(new_server_version)
-            .map_err(|_| Error::Internal("the new server version is beyond what Pomerium can store".to_owned()))?;
-        let values = vec![Value::Integer(version), Value::Integer(MIGRATION)];
-        run(
-            "INSERT INTO pomerium.migration_info SELECT $1::bigint, ($2::bigint)::smallint",
-            values,
-        )
-        .await?;
+        make_theirs(&transaction, new_server_version).await?;
     }
-    let mut migration = first(
-        run(
-            "SELECT max(migration_version)::bigint FROM pomerium.migration_info",
-            Vec::new(),
-        )
-        .await?,
-    )?
-    .number()?;
-    if migration == RELEASED && !standby {
-        for statement in AFTER_RELEASED {
-            run(statement, Vec::new()).await?;
-        }
-        migration = MIGRATION;
-    }
-    match migration.cmp(&MIGRATION) {
-        std::cmp::Ordering::Equal => {}
-        std::cmp::Ordering::Greater => {
-            return Err(Error::Configuration(format!(
-                "the database's schema is at version {migration}, made by a newer Pomerium than this host knows, which is version {MIGRATION}: \
-                 use a newer databroker-host, or another database"
-            ))
-            .into());
-        }
-        std::cmp::Ordering::Less => {
-            return Err(Error::Configuration(format!(
-                "the database's schema is at version {migration}, made by an older Pomerium, and this host works on version {MIGRATION}: start \
-                 Pomerium v0.32 on it once, which brings it up to date, or use another database"
-            ))
-            .into());
-        }
-    }
+    bring_up_to_date(&transaction, standby).await?;
     for (_, statement) in ours
         .iter()
         .filter(|(name, _)| missing.iter().any(|missing| missing == name))
@@ -333,6 +339,14 @@ async fn try_prepare<D: Database>(
     let sequence = sequence.ok_or_else(|| {
         Error::Configuration("pomerium.record_changes has no sequence: its schema is not Pomerium's".to_owned())
     })?;
+    let query = "SELECT seqcache > 1 FROM pg_catalog.pg_sequence WHERE seqrelid = ($1::text)::regclass::oid";
+    if first(run(query, vec![Value::Text(sequence.clone())]).await?)?.boolean()? {
+        return Err(Error::Configuration(format!(
+            "the sequence {sequence} gives each connection several versions at once, so that changes are not in their order: run \
+             ALTER SEQUENCE {sequence} CACHE 1"
+        ))
+        .into());
+    }
     if !standby {
         // A database that takes no writes at present can be read from, where nothing is missing.
         let has_state = run("SELECT EXISTS (SELECT FROM pomerium.host_state)", Vec::new()).await?;
@@ -346,4 +360,58 @@ async fn try_prepare<D: Database>(
         sequence,
         made: missing,
     })
+}
+
+/// Refuses a schema of Pomerium's of which a table is gone.
+async fn check_theirs(transaction: &impl Session) -> Result<(), Failed> {
+    let names = vec![Value::Texts(theirs().map(|name| Some(name.to_owned())).collect())];
+    let query = Query::new(format!("SELECT {MISSING}"), names);
+    match first(transaction.run(query).await?)?.texts()?.first() {
+        None => Ok(()),
+        Some(table) => Err(Error::Configuration(format!(
+            "the table pomerium.{table}, which is Pomerium's own, is gone: restore it, or drop the schema pomerium, and all is made anew"
+        ))
+        .into()),
+    }
+}
+
+/// Makes Pomerium's own tables, as it would.
+async fn make_theirs(transaction: &impl Session, new_server_version: u64) -> Result<(), Failed> {
+    for table in TABLES {
+        transaction.run(Query::new(*table, Vec::new())).await?;
+    }
+    let version = i64::try_from(new_server_version)
+        .map_err(|_| Error::Internal("the new server version is beyond what Pomerium can store".to_owned()))?;
+    let values = vec![Value::Integer(version), Value::Integer(MIGRATION)];
+    let query = "INSERT INTO pomerium.migration_info SELECT $1::bigint, ($2::bigint)::smallint";
+    transaction.run(Query::new(query, values)).await?;
+    Ok(())
+}
+
+/// Brings the schema of Pomerium's release to the version that this works on, as its next one does; refuses any other.
+async fn bring_up_to_date(transaction: &impl Session, standby: bool) -> Result<(), Failed> {
+    let query = "SELECT max(migration_version)::bigint FROM pomerium.migration_info";
+    let migration = first(transaction.run(Query::new(query, Vec::new())).await?)?.integer()?;
+    let Some(mut migration) = migration else {
+        return Err(Error::Configuration(NO_VERSION.to_owned()).into());
+    };
+    if migration == RELEASED && !standby {
+        for statement in AFTER_RELEASED {
+            transaction.run(Query::new(*statement, Vec::new())).await?;
+        }
+        migration = MIGRATION;
+    }
+    match migration.cmp(&MIGRATION) {
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Greater => Err(Error::Configuration(format!(
+            "the database's schema is at version {migration}, made by a newer Pomerium than this host knows, which is version {MIGRATION}: \
+             use a newer databroker-host, or another database"
+        ))
+        .into()),
+        std::cmp::Ordering::Less => Err(Error::Configuration(format!(
+            "the database's schema is at version {migration}, made by an older Pomerium, and this host works on version {MIGRATION}: start \
+             Pomerium v0.32 on it once, which brings it up to date, or use another database"
+        ))
+        .into()),
+    }
 }

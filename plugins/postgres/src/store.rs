@@ -61,7 +61,11 @@ impl From<Failure> for Error {
             // What the database says of a statement may hold a part of a record, and this reaches clients and the log.
             FailureKind::Other => Self::Internal(match failure.code {
                 Some(code) => format!(
-                    "the database refuses a statement (SQLSTATE {code}): the database's own log says more; its schema may not be Pomerium's"
+                    "the database refuses a statement (SQLSTATE {code}): the database's own log says more; {}",
+                    match code.get(..2) {
+                        Some("58" | "XX" | "F0") => "its disk or its files may be damaged",
+                        _ => "its schema may not be Pomerium's",
+                    }
                 ),
                 None => message,
             }),

@@ -2,8 +2,9 @@
 //!
 //! A failover to a standby that was behind, or a backup that was restored, takes a database back to an earlier state. Versions
 //! that readers have seen are then given to other changes, which none of these readers would ever be sent. Nothing in the
-//! database says so; a host notices it by what it has seen itself: a version that the sequence has not reached, or another
-//! change in the place of the newest that it knew.
+//! database says so; a host notices it by what it has seen itself: the newest change that it knew is gone, though older ones are
+//! there; another is in its place; or the sequence has not reached its version. The sequence alone does not tell: after a crash
+//! or a failover it is up to 32 versions ahead of those that were given.
 //!
 //! Then the store begins anew, as after a Clear: with another server version, so that every stream ends and every client reads
 //! all that there is. The sequence is moved on to where it has been, so that no version is given twice. A write that finds out
@@ -40,21 +41,36 @@ const GIVEN: &str = "CASE WHEN pg_catalog.has_sequence_privilege($1::text, 'USAG
 impl<D: Database, J: Data> Store<D, J> {
     /// Whether the database is not the one any more whose changes were seen: by what is there now at the horizon, and the newest
     /// change. A standby may only be behind.
-    pub(crate) async fn has_fallen_back(&self, now: Seen, newest: i64) -> Result<bool, Error> {
-        let is_another = self.seen.get().is_some_and(|seen| {
-            (seen.server_version, seen.version) == (now.server_version, now.version)
-                && now.mark != 0
-                && seen.mark != now.mark
-        });
+    pub(crate) async fn has_fallen_back(&self, now: Seen, earliest: i64, newest: i64) -> Result<bool, Error> {
         let known = self.known();
+        let seen = self.seen.get().filter(|seen| seen.server_version == now.server_version);
+        let at_horizon = seen.filter(|seen| seen.version == now.version);
+        let is_another = at_horizon.is_some_and(|seen| now.mark != 0 && seen.mark != now.mark);
+        // The change at the horizon, or one above that this host has written. Where all up to it were removed, as old ones are,
+        // nothing follows from that.
+        let missing = match at_horizon {
+            Some(seen) if now.mark == 0 => Some(seen.version),
+            _ => seen.filter(|_| newest < known).map(|_| known),
+        };
+        let missing = missing.filter(|version| (1..=*version).contains(&earliest));
         // Where old changes are removed, the newest may be among them, so that it is looked once at each place.
-        if !is_another && (newest >= known || self.sound_at.get() == Some(newest)) {
+        if !is_another && ((newest >= known && missing.is_none()) || self.sound_at.get() == Some(newest)) {
             return Ok(false);
         }
-        let query = format!("SELECT {GIVEN}, pg_catalog.pg_is_in_recovery()");
-        let mut row = self.one(&query, vec![Value::Text(self.sequence.clone())]).await?;
-        let (given, is_standby) = (row.integer()?, row.boolean()?);
-        let has_fallen_back = !is_standby && (is_another || given.is_some_and(|given| given < known));
+        let query = format!(
+            "WITH {TYPES} SELECT {GIVEN}, pg_catalog.pg_is_in_recovery(), \
+               EXISTS (SELECT FROM pomerium.record_changes c WHERE c.version = $2) \
+               OR EXISTS (SELECT FROM pomerium.host_exact d WHERE d.version = $2) \
+               OR EXISTS (SELECT FROM types t JOIN pomerium.records r ON r.type = t.type COLLATE \"default\" AND r.version = $2)"
+        );
+        let parameters = vec![
+            Value::Text(self.sequence.clone()),
+            missing.map_or(Value::Null, Value::Integer),
+        ];
+        let mut row = self.one(&query, parameters).await?;
+        let (given, is_standby, is_there) = (row.integer()?, row.boolean()?, row.boolean()?);
+        let is_gone = missing.is_some() && !is_there;
+        let has_fallen_back = !is_standby && (is_another || is_gone || given.is_some_and(|given| given < known));
         if !has_fallen_back {
             self.sound_at.set(Some(newest));
         }

@@ -2,7 +2,7 @@
 //!
 //! A call is one transaction under the writers' lock, in which one function of ours (`write.sql`) writes everything: versions
 //! are taken from Pomerium's sequence in the order of the steps, the change log, the records and our own table get a row each,
-//! and whoever waits is notified at the commit. What the steps do to each other is worked out here before. Most calls need to
+//! and whoever waits is notified at the commit. What the steps do to each other is worked out before (`plan`). Most calls need to
 //! know nothing of what is stored, or have a guess that is right, and are that one round trip.
 //!
 //! Whoever else holds a record, with `SELECT … FOR UPDATE` or a transaction that does not end, keeps those waiting who write the
@@ -17,18 +17,11 @@ use crate::database::{Data, Database, Query, Session, Value};
 use crate::horizon::Patience;
 use crate::json;
 use crate::page::{Bounds, Page, Parameters, Selection};
+use crate::plan::{Plan, Write, Written};
 use crate::read::keys_as_parameters;
 use crate::record::{EXACT, Key, Position, Record, SIZE, WRITTEN, columns};
 use crate::store::{Error, Failed, HELD, Store, first, no_row, signed, unsigned};
 use crate::text;
-
-/// Most bytes of tombstones that a call answers with.
-const TOMBSTONES: u64 = 64 << 20;
-
-/// Most bytes of a type and an id together, as they are stored. The database indexes both in one entry, which it bounds by
-/// 2704 bytes with what it adds. It compresses entries first, so that some would fit that are longer; they are refused all the
-/// same, since nobody could tell which.
-const KEY: usize = 2600;
 
 /// How much is read at once of what is about to be removed.
 const PORTION: u64 = 16 << 20;
@@ -111,177 +104,6 @@ pub struct Evicted {
     pub tombstones: Vec<Record>,
     /// True if there is more.
     pub more: bool,
-}
-
-/// What there is of a key before a step.
-#[derive(Clone, Copy)]
-enum Before {
-    /// No record.
-    Missing,
-    /// A record in the database, with its size.
-    Stored { version: u64, size: u64 },
-    /// A record that this call writes, by its place among the writes.
-    Written(usize),
-}
-
-/// A row of the change log that is to be written.
-struct Write {
-    key: Key,
-    /// What is written, or the last of what is removed, unless the database has that.
-    data: Option<Vec<u8>>,
-    network: Option<String>,
-    deleted: bool,
-    /// True where the data of what is removed is the database's.
-    in_database: bool,
-}
-
-/// A step that was accepted.
-enum Step {
-    Stored(usize),
-    Deleted(usize),
-    Missing,
-}
-
-/// What a call writes, worked out.
-#[derive(Default)]
-struct Plan {
-    writes: Vec<Write>,
-    batches: Vec<Result<Vec<Step>, Refusal>>,
-}
-
-impl Plan {
-    fn of(batches: &[Vec<Change>], stored: &HashMap<Key, (u64, u64)>) -> Self {
-        let mut plan = Self::default();
-        // What the accepted batches have made of the keys so far.
-        let mut now: HashMap<Key, Before> = HashMap::new();
-        let mut tombstones = 0;
-        for batch in batches {
-            let begin = plan.writes.len();
-            let result = plan.batch(batch, stored, &mut now, &mut tombstones);
-            if result.is_err() {
-                plan.writes.truncate(begin);
-            }
-            plan.batches.push(result);
-        }
-        plan
-    }
-
-    fn batch(
-        &mut self,
-        batch: &[Change],
-        stored: &HashMap<Key, (u64, u64)>,
-        now: &mut HashMap<Key, Before>,
-        tombstones: &mut u64,
-    ) -> Result<Vec<Step>, Refusal> {
-        let mut changed: HashMap<Key, Before> = HashMap::new();
-        let mut steps = Vec::with_capacity(batch.len());
-        let mut removed = 0_u64;
-        for (index, change) in batch.iter().enumerate() {
-            let before = match changed.get(&change.key).or_else(|| now.get(&change.key)) {
-                Some(before) => *before,
-                None => match stored.get(&change.key) {
-                    Some(&(version, size)) => Before::Stored { version, size },
-                    None => Before::Missing,
-                },
-            };
-            let fits = match (change.expected, before) {
-                (None, _) => true,
-                (Some(expected), Before::Missing) => expected == 0,
-                (Some(expected), Before::Stored { version, .. }) => expected == version,
-                // Nobody can know the version that it will have.
-                (Some(_), Before::Written(_)) => false,
-            };
-            if !fits {
-                return Err(Refusal::Conflict(u32::try_from(index).unwrap_or(u32::MAX)));
-            }
-            let place = self.writes.len();
-            let (write, step) = match &change.operation {
-                Operation::Upsert { data, network } => {
-                    let length = text::stored_len(&change.key.record_type) + text::stored_len(&change.key.id);
-                    if length > KEY {
-                        return Err(Refusal::Exhausted(format!(
-                            "a record's type and id come to {length} bytes, of which Postgres cannot index more than {KEY}: shorten them"
-                        )));
-                    }
-                    changed.insert(change.key.clone(), Before::Written(place));
-                    let write = Write {
-                        key: change.key.clone(),
-                        data: data.clone(),
-                        network: network.clone(),
-                        deleted: false,
-                        in_database: false,
-                    };
-                    (write, Step::Stored(place))
-                }
-                Operation::Delete => {
-                    let (data, in_database, size) = match before {
-                        Before::Missing => {
-                            steps.push(Step::Missing);
-                            continue;
-                        }
-                        Before::Stored { size, .. } => (None, true, size),
-                        Before::Written(place) => {
-                            let data = self.writes.get(place).and_then(|write| write.data.clone());
-                            let size = data.as_ref().map_or(0, Vec::len);
-                            (data, false, u64::try_from(size).unwrap_or(u64::MAX))
-                        }
-                    };
-                    removed = removed.saturating_add(size);
-                    if tombstones.saturating_add(removed) > TOMBSTONES {
-                        let problem = "what it removes is more than 64 MiB, which do not fit into an answer: remove fewer records at once";
-                        return Err(Refusal::Exhausted(problem.to_owned()));
-                    }
-                    changed.insert(change.key.clone(), Before::Missing);
-                    let write = Write {
-                        key: change.key.clone(),
-                        data,
-                        network: None,
-                        deleted: true,
-                        in_database,
-                    };
-                    (write, Step::Deleted(place))
-                }
-            };
-            self.writes.push(write);
-            steps.push(step);
-        }
-        now.extend(changed);
-        *tombstones = tombstones.saturating_add(removed);
-        Ok(steps)
-    }
-
-    /// What to answer once it is written. `removed` are the records that the database had.
-    fn result(mut self, written: &Written, removed: &mut HashMap<Key, Record>, now: i64) -> PutResult {
-        let version = |place: usize| written.versions.get(place).copied().unwrap_or_default();
-        let mut outcomes = Vec::with_capacity(self.batches.len());
-        for batch in self.batches {
-            outcomes.push(batch.map(|steps| {
-                steps
-                    .into_iter()
-                    .map(|step| match step {
-                        Step::Missing => Outcome::Missing,
-                        Step::Stored(place) => Outcome::Stored(version(place)),
-                        Step::Deleted(place) => {
-                            Outcome::Deleted(tombstone(self.writes.get_mut(place), removed, version(place), now))
-                        }
-                    })
-                    .collect()
-            }));
-        }
-        PutResult {
-            server_version: written.server_version,
-            options_revision: written.options_revision,
-            batches: outcomes,
-        }
-    }
-}
-
-/// What a call has written.
-struct Written {
-    server_version: u64,
-    options_revision: u64,
-    /// By the places of the writes.
-    versions: Vec<u64>,
 }
 
 impl<D: Database, J: Data> Store<D, J> {
@@ -714,29 +536,4 @@ async fn stored(transaction: &impl Session, keys: Vec<Key>, lock: &str) -> Resul
         stored.insert(key, (row.count()?, row.count()?));
     }
     Ok(stored)
-}
-
-/// What a delete has left.
-fn tombstone(write: Option<&mut Write>, removed: &mut HashMap<Key, Record>, version: u64, now: i64) -> Record {
-    let (key, data) = match write {
-        Some(write) if write.in_database => {
-            let record = removed.remove(&write.key);
-            (write.key.clone(), record.and_then(|record| record.data))
-        }
-        Some(write) => (write.key.clone(), write.data.take()),
-        None => (
-            Key {
-                record_type: String::new(),
-                id: String::new(),
-            },
-            None,
-        ),
-    };
-    Record {
-        version,
-        key,
-        data,
-        modified_at: now,
-        deleted_at: Some(now),
-    }
 }

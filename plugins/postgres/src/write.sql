@@ -33,6 +33,10 @@ BEGIN
     END IF;
     PERFORM pomerium.{lock}(in_company);
     SELECT m.server_version, {options_revision} INTO server_version, options_revision FROM pomerium.migration_info m LIMIT 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'pomerium.migration_info is empty' USING ERRCODE = 'no_data_found',
+            HINT = 'Restore its row, or drop the schema pomerium.';
+    END IF;
 
     IF in_expected IS NOT NULL THEN
         -- Pomerium's processes leave them alone from here on.

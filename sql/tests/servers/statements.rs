@@ -294,6 +294,9 @@ async fn failures_are_told_apart() {
     .unwrap();
     let at = format!("127.0.0.1:{}", server.port());
     let trusting = PostgresServer::start().unwrap();
+    trusting.sql("CREATE ROLE u LOGIN").unwrap();
+    trusting.sql("CREATE DATABASE closed").unwrap();
+    trusting.sql("ALTER DATABASE closed ALLOW_CONNECTIONS false").unwrap();
     for (url, expected, text) in [
         (
             format!("postgres://postgres:wrong@{at}/postgres"),
@@ -309,6 +312,21 @@ async fn failures_are_told_apart() {
             format!("postgres://postgres:right@{at}/nothing"),
             ErrorKind::Settings,
             "3D000",
+        ),
+        (
+            format!("postgres://postgres:right@{at}/postgres?options=-c%20nonsense%3D1"),
+            ErrorKind::Settings,
+            "nonsense",
+        ),
+        (
+            format!("postgres://postgres:right@{at}/postgres?options=-c%20work_mem%3Dnonsense"),
+            ErrorKind::Settings,
+            "work_mem",
+        ),
+        (
+            format!("postgres://u@127.0.0.1:{}/closed", trusting.port()),
+            ErrorKind::Unreachable,
+            "55000",
         ),
         (
             format!("postgres://postgres:right@{at}/postgres?sslmode=require"),

@@ -15,9 +15,6 @@ use crate::component::state::State;
 use crate::file;
 use crate::telemetry::seldom::Seldom;
 
-/// The most that a secret may hold, in bytes; as much as other files with secrets.
-const MAX_BYTES: u64 = 64 << 10;
-
 /// How often it is told that a secret was revealed.
 const INTERVAL: Duration = Duration::from_secs(60);
 
@@ -33,8 +30,8 @@ pub struct Secret {
 /// What an instance is granted by name.
 pub(in crate::component) struct Named {
     granted: Granted,
-    /// For each secret, when it was last told that it was revealed.
-    revealed: BTreeMap<String, Seldom>,
+    /// For each secret, when it was last told that it was revealed, and when that it could not be.
+    revealed: BTreeMap<(String, bool), Seldom>,
 }
 
 impl Named {
@@ -72,7 +69,7 @@ impl Named {
     fn audit(&mut self, name: &str, error: Option<&str>) {
         let plugin = self.granted.refusals.plugin().to_owned();
         // Only names that the operator gave come here, so that there are few.
-        let turn = self.revealed.entry(name.to_owned()).or_default();
+        let turn = self.revealed.entry((name.to_owned(), error.is_some())).or_default();
         let Some(untold) = turn.turn(Instant::now(), INTERVAL) else {
             return;
         };
@@ -109,7 +106,7 @@ impl config::Host for State {
 impl config::HostSecret for State {
     fn reveal(&mut self, secret: Resource<Secret>) -> wasmtime::Result<Result<Vec<u8>, String>> {
         let Secret { name, path } = self.table.get(&secret)?;
-        let read = file::read(path, MAX_BYTES).map(|contents| contents.bytes);
+        let read = file::read(path, file::SECRET_BYTES).map(|contents| contents.bytes);
         let read = read.map_err(|error| error.to_string());
         let name = name.clone();
         self.named.audit(&name, read.as_ref().err().map(String::as_str));

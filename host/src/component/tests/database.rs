@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use databroker_sql::{Error, ErrorKind};
 use postgres_server::PostgresServer;
 
-use super::ask;
+use super::{Log, ask};
 use crate::component::Grants;
+use crate::component::database::Database;
 
 /// Waits until a statement gives this.
 async fn until(server: &PostgresServer, statement: &str, expected: &str) {
@@ -129,4 +131,22 @@ async fn the_channels_of_a_listener_are_bounded() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn the_end_of_a_failure_is_told_where_it_was_told() {
+    let database = Database::new("postgres://u@127.0.0.1:1/d", None).unwrap();
+    let log = Log::default();
+    let recording = log.record();
+    for kind in [ErrorKind::Unreachable, ErrorKind::Settings] {
+        for _ in 0..10 {
+            let failed: Result<(), Error> = database.ask(async { Err(Error::new(kind, "a failure")) }).await;
+            failed.unwrap_err();
+            database.ask(async { Ok(()) }).await.unwrap();
+        }
+    }
+    drop(recording);
+    let text = log.text();
+    assert_eq!(text.matches("the database has failed").count(), 2, "{text}");
+    assert_eq!(text.matches("the database answers again").count(), 1, "{text}");
 }

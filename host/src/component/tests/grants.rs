@@ -124,6 +124,11 @@ async fn settings_and_secrets_are_those_of_the_configuration() {
             ("password".to_owned(), file.clone()),
             ("gone".to_owned(), folder.path().join("gone")),
         ]),
+        directories: vec![Directory {
+            inside: "/data".to_owned(),
+            outside: folder.path().to_owned(),
+            writable: true,
+        }],
         ..Grants::default()
     };
     let log = Log::default();
@@ -135,6 +140,8 @@ async fn settings_and_secrets_are_those_of_the_configuration() {
             "secret password",
             "secret gone",
             "setting SHARED_SECRET",
+            "remove /data/password",
+            "secret password",
         ],
     )
     .await;
@@ -144,10 +151,16 @@ async fn settings_and_secrets_are_those_of_the_configuration() {
     assert!(outcomes[2].contains("cannot be read at present"), "{outcomes:?}");
     assert!(!outcomes[2].contains(folder.path().to_str().unwrap()), "{outcomes:?}");
     assert_eq!(outcomes[3], "None");
+    assert!(outcomes[5].contains("cannot be read at present"), "{outcomes:?}");
     let text = log.text();
     let read: Vec<&str> = text.lines().filter(|line| line.contains("has read a secret")).collect();
     assert!(read.len() == 1 && read[0].contains("password"), "{text}");
     assert!(!read[0].contains("hunter2"), "{text}");
+    // Also where it could be read a moment ago.
+    for name in ["secret=\"gone\"", "secret=\"password\""] {
+        let is_told = |line: &str| line.contains("cannot read a secret") && line.contains(name);
+        assert!(text.lines().any(is_told), "{name}: {text}");
+    }
 }
 
 #[tokio::test]

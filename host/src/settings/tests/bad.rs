@@ -47,6 +47,17 @@ fn each_mistake_says_what_to_do() {
     let text_key = base64(std::fs::read(&key).unwrap());
     let cache = folder.0.path().join("cache/not/there").to_str().unwrap().to_owned();
     let shared_secret = file("shared-secret", SECRET.as_bytes());
+    // A folder that holds nothing but links, each of which leads to what is this process's own.
+    let links = folder.0.path().join("links");
+    std::fs::create_dir(&links).unwrap();
+    let link = |name: &str, target: &str| {
+        let link = links.join(name);
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        link.to_str().unwrap().to_owned()
+    };
+    let linked_secret = link("secret", &shared_secret);
+    let linked_cache = link("cache", "..");
+    let links = links.display().to_string();
     let utf16: Vec<u8> = "\u{feff}AAEC".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let listed = format!("[{{cert: {certificate}, key: {key}}}]");
     let too_long = format!("{}.com", "a".repeat(300));
@@ -908,6 +919,18 @@ fn each_mistake_says_what_to_do() {
             "DATABROKER_PLUGIN_DIRECTORIES",
             format!("/data={}", folder.0.path().display()),
             "which is this process's own (SHARED_SECRET_FILE): grant a directory that holds nothing but",
+        ),
+        (
+            vec![("SHARED_SECRET_FILE", &linked_secret)],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            format!("/data={links}:rw"),
+            "which is this process's own (SHARED_SECRET_FILE): grant a directory that holds nothing but",
+        ),
+        (
+            vec![("DATABROKER_PLUGIN_CACHE_DIR", &linked_cache)],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            format!("/data={links}:rw"),
+            "holds the compiled code of plugins, which runs without a sandbox",
         ),
         (
             vec![("DATABROKER_PLUGIN_CACHE_DIR", &cache)],

@@ -1,6 +1,7 @@
 //! What a store is told where it is, and addresses to listen on.
 
 use databroker_host::settings::Address;
+use databroker_sql::{ConnectionString, Environment};
 use memory::{Budget, Prefix};
 
 use crate::Target;
@@ -28,8 +29,19 @@ pub const TARGET: Target = Target {
         ":5443",
         "/32",
         "unix:",
+        "host=",
+        "sslmode=",
+        "options=",
+        "'",
+        "\\",
+        " ",
+        "?",
+        "%20",
     ],
 };
+
+/// A password that no message and no `Debug` may hold.
+const SECRET: &str = "hUnter2";
 
 fn feed(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
@@ -46,5 +58,20 @@ fn feed(bytes: &[u8]) {
     }
     if let Ok(prefix) = text.parse::<Prefix>() {
         assert!(text.parse::<ipnet::IpNet>().is_ok(), "{prefix:?} of {text:?}");
+    }
+    for text in [
+        text.to_string(),
+        format!("postgres://u:{SECRET}@{text}"),
+        format!("user=u password={SECRET} {text}"),
+        format!("user=u password=a {SECRET}{text}"),
+    ] {
+        let shown = match ConnectionString::parse(&text, &Environment::bare()) {
+            Ok(settings) => {
+                assert!(!settings.hosts.is_empty(), "{text:?}");
+                format!("{settings:?}")
+            }
+            Err(error) => format!("{error} {error:?}"),
+        };
+        assert!(!shown.contains(SECRET), "{text:?}: {shown}");
     }
 }
