@@ -89,8 +89,8 @@ impl<D: Database, J: Data> Store<D, J> {
             .await?;
         self.seen.set(None);
         self.database.warn(&format!(
-            "the database has lost changes that it had shown, up to version {known}: it was taken over by a standby that was behind, or \
-             a backup was restored. All clients begin anew, under another server version; what is lost does not come back"
+            "the database has lost changes that it had shown, up to version {known}: it was taken over by a standby that was behind, a \
+             backup was restored, or it has crashed with synchronous_commit turned off. All clients begin anew, under another server version; what is lost does not come back"
         ));
         Ok(())
     }
