@@ -31,7 +31,8 @@
 //! - `field`: looking records up by what is in their JSON
 //! - `horizon`: how far reading is safe; `timeline`: a database that has lost changes
 //! - `page`: records within bounds; `window`: how far one looks; `read`: get, scan, changes
-//! - `plan`: what a put comes to; `write`: put, evict, clear, with `write.sql` and `lock.sql`, which are `functions` in the database; `retention`: prune
+//! - `plan`: what a put comes to; `write`: put, evict, clear, with `write.sql` and `lock.sql`, which are `functions` in the
+//!   database; `retention`: prune
 //! - `small`: options, leases, checkpoint, services; `clock`: how old something is
 //! - `text`: text with the character NUL
 

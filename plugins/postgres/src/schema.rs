@@ -235,7 +235,7 @@ const RIGHTS: &[(&str, &[&str])] = &[
     ("leases", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("services", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("checkpoints", &["SELECT", "INSERT", "UPDATE"]),
-    ("host_exact", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("host_exact", &["SELECT", "INSERT", "DELETE"]),
     ("host_state", &["SELECT", "UPDATE"]),
 ];
 

@@ -90,7 +90,8 @@ impl<D: Database, J: Data> Store<D, J> {
         self.seen.set(None);
         self.database.warn(&format!(
             "the database has lost changes that it had shown, up to version {known}: it was taken over by a standby that was behind, a \
-             backup was restored, or it has crashed with synchronous_commit turned off. All clients begin anew, under another server version; what is lost does not come back"
+             backup was restored, or it has crashed with synchronous_commit turned off. All clients begin anew, under another server \
+             version; what is lost does not come back"
         ));
         Ok(())
     }
