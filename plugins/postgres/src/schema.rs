@@ -103,7 +103,9 @@ impl<D: Database, J: Data> Store<D, J> {
         }
         store.tell_of_invalid_indexes().await?;
         store.tell_of_settings().await?;
-        store.check_row_security().await?;
+        if let (_, Some(hidden)) = store.lacking_rights().await? {
+            return Err(hidden);
+        }
         store.ahead(clock::now()).await?;
         Ok(store)
     }
@@ -129,25 +131,12 @@ impl<D: Database, J: Data> Store<D, J> {
         Ok(())
     }
 
-    /// Refuses a role from which the database hides rows: they would seem not to be there.
-    async fn check_row_security(&self) -> Result<(), Error> {
-        let query = "SELECT array(SELECT name FROM pg_catalog.unnest($1::text[]) AS name \
-            WHERE pg_catalog.row_security_active(to_regclass('pomerium.' || name)::oid))";
-        let tables = RIGHTS.iter().map(|(name, _)| Some((*name).to_owned())).collect();
-        let mut row = self.one(query, vec![Value::Texts(tables)]).await?;
-        match row.texts()?.first() {
-            None => Ok(()),
-            Some(table) => Err(Error::Configuration(format!(
-                "row level security hides rows of pomerium.{table} from the role: make it the table's owner, or give it BYPASSRLS"
-            ))),
-        }
-    }
-
-    /// Whether the role may still do what calls need, and Pomerium's own row is there: an operator can take either away while it
-    /// is connected.
-    pub(crate) async fn check_rights(&self) -> Result<(), Error> {
+    /// What the role lacks of what it needs, and why it may not be shown all rows: those would seem not to be there.
+    async fn lacking_rights(&self) -> Result<(Vec<String>, Option<Error>), Error> {
         let query = "SELECT array(SELECT r || ' on pomerium.'::text || name FROM unnest($1::text[], $2::text[]) AS n(name, r) \
-            WHERE NOT pg_catalog.has_table_privilege(to_regclass('pomerium.' || name)::oid, r))";
+              WHERE NOT pg_catalog.has_table_privilege(to_regclass('pomerium.' || name)::oid, r)), \
+            array(SELECT DISTINCT name FROM pg_catalog.unnest($1::text[]) AS name \
+              WHERE pg_catalog.row_security_active(to_regclass('pomerium.' || name)::oid))";
         let (mut tables, mut rights) = (Vec::new(), Vec::new());
         for (table, needed) in RIGHTS {
             for right in *needed {
@@ -158,14 +147,28 @@ impl<D: Database, J: Data> Store<D, J> {
         let mut row = self
             .one(query, vec![Value::Texts(tables), Value::Texts(rights)])
             .await?;
-        let missing = row.texts()?;
-        if !missing.is_empty() {
+        let (lacking, hidden) = (row.texts()?, row.texts()?);
+        let hidden = hidden.first().map(|table| {
+            Error::Configuration(format!(
+                "row level security hides rows of pomerium.{table} from the role: make it the table's owner, or give it BYPASSRLS"
+            ))
+        });
+        Ok((lacking, hidden))
+    }
+
+    /// Whether the role may still do what calls need, and Pomerium's own row is there: an operator can take either away while it
+    /// is connected.
+    pub(crate) async fn check_rights(&self) -> Result<(), Error> {
+        let (lacking, hidden) = self.lacking_rights().await?;
+        if !lacking.is_empty() {
             return Err(Error::Unavailable(format!(
                 "the role may no longer do what is needed: grant it {}, or make it the owner again",
-                missing.join(", ")
+                lacking.join(", ")
             )));
         }
-        self.check_row_security().await?;
+        if let Some(hidden) = hidden {
+            return Err(hidden);
+        }
         let query = "SELECT EXISTS (SELECT FROM pomerium.migration_info)";
         if self.one(query, Vec::new()).await?.boolean()? {
             Ok(())

@@ -63,7 +63,7 @@ impl From<Failure> for Error {
                 Some(code) => format!(
                     "the database refuses a statement (SQLSTATE {code}): the database's own log says more; {}",
                     match code.get(..2) {
-                        Some("58" | "XX" | "F0") => "its disk or its files may be damaged",
+                        Some("XX") => "its files may be damaged",
                         _ => "its schema may not be Pomerium's",
                     }
                 ),
