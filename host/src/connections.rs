@@ -2,8 +2,9 @@
 //!
 //! The beginning of each, a TLS handshake or the first byte, is waited for in a task of its own, for a bounded time, so
 //! that a client that does not go on keeps nobody else waiting, and does not stay. How many there may be, and which has
-//! to go for another, is in `connections/open.rs`.
+//! to go for another, is in `connections/open.rs`; `connections/gathered.rs` sends together what is ready together.
 
+mod gathered;
 mod open;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, rustls};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use self::gathered::Gathered;
 use self::open::OpenConnection;
 pub(crate) use self::open::one_client;
 pub use self::open::{OpenConnections, Peer};
@@ -60,7 +62,7 @@ pub fn incoming(
 
 /// A connection to a client, encrypted or not.
 pub struct Connection {
-    bytes: Box<dyn Bytes>,
+    bytes: Gathered<Box<dyn Bytes>>,
     info: TcpConnectInfo,
     open: OpenConnection,
 }
@@ -115,7 +117,11 @@ impl Incoming {
                 () = open.cut() => Ok(Err(io::Error::other(Foreign(CUT)))),
             };
             match greeted {
-                Ok(Ok(bytes)) => Ok(Connection { bytes, info, open }),
+                Ok(Ok(bytes)) => Ok(Connection {
+                    bytes: Gathered::new(bytes),
+                    info,
+                    open,
+                }),
                 Ok(Err(error)) => Err(Failed { peer, error }),
                 Err(_) => Err(Failed {
                     peer,
@@ -337,7 +343,7 @@ mod tests {
         server.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"hello");
         server.write_all(b"world").await.unwrap();
-        server.flush().await.unwrap();
+        server.shutdown().await.unwrap();
         client.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"world");
     }

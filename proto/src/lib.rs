@@ -5,13 +5,13 @@
 //!
 //! - `Record.data` is the encoded `google.protobuf.Any` in shared bytes. On the wire that is the same; in memory it means
 //!   that record data is neither decoded nor copied on its way.
-//! - The servers answer Sync and SyncLatest with [`Encoded`] messages, so that a change is encoded once for all streams.
+//! - The servers answer Sync and SyncLatest with [`Streamed`] messages, so that a change is encoded once for all streams.
 //!
 //! `tests/generated.rs` makes the code anew and fails if it differs from what is committed.
 
 use bytes::{Buf, BufMut, Bytes};
-use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType};
+use prost::{DecodeError, Message};
 
 /// Package `databroker`: messages and clients.
 #[allow(missing_docs, clippy::all, reason = "generated code")]
@@ -44,13 +44,33 @@ pub const PROTOCOL_DESCRIPTORS: &[u8] = include_bytes!("generated/protocol.binpb
 /// record data.
 pub const ALL_DESCRIPTORS: &[u8] = include_bytes!("generated/all.binpb");
 
-/// A message that is encoded already. Encoding it copies its bytes; it cannot be decoded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Encoded(pub Bytes);
+/// A message of a stream, which many streams may have been sent before.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Streamed<M> {
+    /// For this stream alone: encoded straight into what is sent.
+    Message(M),
+    /// Encoded already. Encoding it copies its bytes.
+    Encoded(Bytes),
+}
 
-impl prost::Message for Encoded {
+/// A message of Sync.
+pub type SyncMessage = Streamed<databroker::SyncResponse>;
+
+/// A message of SyncLatest.
+pub type SyncLatestMessage = Streamed<databroker::SyncLatestResponse>;
+
+impl<M: Default> Default for Streamed<M> {
+    fn default() -> Self {
+        Self::Message(M::default())
+    }
+}
+
+impl<M: Message + Default> Message for Streamed<M> {
     fn encode_raw(&self, buffer: &mut impl BufMut) {
-        buffer.put_slice(&self.0);
+        match self {
+            Self::Message(message) => message.encode_raw(buffer),
+            Self::Encoded(bytes) => buffer.put_slice(bytes),
+        }
     }
 
     fn merge_field(
@@ -60,15 +80,21 @@ impl prost::Message for Encoded {
         buffer: &mut impl Buf,
         context: DecodeContext,
     ) -> Result<(), DecodeError> {
-        // Only ever an answer; a client decodes the real type.
-        prost::encoding::skip_field(wire_type, tag, buffer, context)
+        match self {
+            Self::Message(message) => message.merge_field(tag, wire_type, buffer, context),
+            // Only ever an answer; a client decodes the real type.
+            Self::Encoded(_) => prost::encoding::skip_field(wire_type, tag, buffer, context),
+        }
     }
 
     fn encoded_len(&self) -> usize {
-        self.0.len()
+        match self {
+            Self::Message(message) => message.encoded_len(),
+            Self::Encoded(bytes) => bytes.len(),
+        }
     }
 
     fn clear(&mut self) {
-        self.0 = Bytes::new();
+        *self = Self::default();
     }
 }

@@ -31,7 +31,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The least time from one look to the next, which is how much later than at once a change may come that follows upon another. A
 /// store whose `wait` does not wait costs no more than that; nor does what this host writes itself, of which it is notified as of
 /// all else, and which its callers would otherwise share the database with.
-const SHORTEST_ROUND: Duration = Duration::from_millis(10);
+const SHORTEST_ROUND: Duration = Duration::from_millis(25);
 
 /// The task that follows.
 pub struct Follower {

@@ -165,22 +165,24 @@ impl Change {
     }
 }
 
-/// One message of a Sync stream.
+/// What a Sync stream sends at once; never empty.
 #[derive(Clone, Debug)]
-pub enum SyncItem {
-    /// A change; versions ascend.
-    Change(Arc<Change>),
-    /// A type's options, at the start and whenever they change.
-    Options(String, Options),
+pub enum SyncPage {
+    /// Types' options, at the start and whenever they change.
+    Options(Vec<(String, Options)>),
+    /// Changes that were just made, shared with other streams; versions ascend.
+    Recent(Vec<Arc<Change>>),
+    /// Changes from the change log; versions ascend.
+    Past(Vec<Record>),
 }
 
-/// One message of a SyncLatest stream: records, then options, then the position.
+/// What a SyncLatest stream sends at once: records, then options, then the position. Never empty.
 #[derive(Clone, Debug)]
-pub enum SyncLatestItem {
-    /// A live record.
-    Record(Record),
-    /// A type's options.
-    Options(String, Options),
+pub enum SyncLatestPage {
+    /// Live records.
+    Records(Vec<Record>),
+    /// Types' options.
+    Options(Vec<(String, Options)>),
     /// Where to go on with Sync; always the last.
     Position(Position),
 }
@@ -351,7 +353,7 @@ impl Broker {
     pub async fn sync(
         &self,
         start: SyncStart,
-    ) -> Result<BoxStream<'static, Result<SyncItem, BrokerError>>, BrokerError> {
+    ) -> Result<BoxStream<'static, Result<SyncPage, BrokerError>>, BrokerError> {
         self.know_options().await?;
         sync::sync(self.sources(), self.shared, start).await
     }
@@ -360,7 +362,7 @@ impl Broker {
     pub async fn sync_latest(
         &self,
         record_type: Option<String>,
-    ) -> Result<BoxStream<'static, Result<SyncLatestItem, BrokerError>>, BrokerError> {
+    ) -> Result<BoxStream<'static, Result<SyncLatestPage, BrokerError>>, BrokerError> {
         self.know_options().await?;
         sync::sync_latest(self.sources(), record_type).await
     }

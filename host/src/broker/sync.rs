@@ -13,7 +13,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 
 use super::hub::{Hub, Reading, Subscription};
 use super::options::OptionsTable;
-use super::{BrokerError, Change, SyncItem, SyncLatestItem, SyncStart};
+use super::{BrokerError, SyncLatestPage, SyncPage, SyncStart};
 use crate::backend::{Backend, BackendError, ChangesPage, ChangesRequest, PageBounds, Position, ScanPage, ScanRequest};
 use crate::record::{Key, Options, Version};
 use crate::telemetry::metrics::Owed;
@@ -68,7 +68,7 @@ pub async fn sync(
     sources: Sources,
     shared: bool,
     start: SyncStart,
-) -> Result<BoxStream<'static, Result<SyncItem, BrokerError>>, BrokerError> {
+) -> Result<BoxStream<'static, Result<SyncPage, BrokerError>>, BrokerError> {
     if sources.hub.ended() {
         return Err(BrokerError::ShuttingDown);
     }
@@ -118,8 +118,8 @@ struct SyncStream {
     options_seen: Option<u64>,
     /// What the client knows of options.
     options_sent: BTreeMap<String, Options>,
-    /// What was read and not sent yet: a page at most.
-    ready: VecDeque<SyncItem>,
+    /// What was read and not sent yet: options, and a page of changes.
+    ready: VecDeque<SyncPage>,
     /// What metrics know of that.
     owed: Owed,
 }
@@ -132,23 +132,23 @@ enum State {
 }
 
 impl State {
-    async fn next(self) -> Option<(Result<SyncItem, BrokerError>, Self)> {
+    async fn next(self) -> Option<(Result<SyncPage, BrokerError>, Self)> {
         match self {
             Self::Done => None,
             Self::Last(mut stream) => {
-                let item = stream.ready.pop_front()?;
-                Some((Ok(item), Self::Last(stream)))
+                let page = stream.ready.pop_front()?;
+                Some((Ok(page), Self::Last(stream)))
             }
             Self::Live(mut stream) => loop {
-                if let Some(item) = stream.ready.pop_front() {
-                    return Some((Ok(item), Self::Live(stream)));
+                if let Some(page) = stream.ready.pop_front() {
+                    return Some((Ok(page), Self::Live(stream)));
                 }
                 match stream.read().await {
                     Err(error) => return Some((Err(error), Self::Done)),
                     Ok(false) => {}
                     Ok(true) if !stream.wait => {
-                        let item = stream.ready.pop_front()?;
-                        return Some((Ok(item), Self::Last(stream)));
+                        let page = stream.ready.pop_front()?;
+                        return Some((Ok(page), Self::Last(stream)));
                     }
                     Ok(true) if !stream.ready.is_empty() => {}
                     Ok(true) => {
@@ -189,8 +189,8 @@ impl SyncStream {
                 Reading::Changes { changes, through } => {
                     if let Some(first) = changes.first() {
                         self.owed.from(first.record.version);
+                        self.ready.push_back(SyncPage::Recent(changes));
                     }
-                    self.ready.extend(changes.into_iter().map(SyncItem::Change));
                     self.place = through;
                     return Ok(false);
                 }
@@ -231,12 +231,8 @@ impl SyncStream {
         }
         if let Some(first) = page.records.first() {
             self.owed.from(first.version);
+            self.ready.push_back(SyncPage::Past(page.records));
         }
-        self.ready.extend(
-            page.records
-                .into_iter()
-                .map(|record| SyncItem::Change(Arc::new(Change::new(record)))),
-        );
         self.place = self.place.max(page.through);
         if self.place >= page.position.latest_version {
             self.paging = false;
@@ -254,22 +250,18 @@ impl SyncStream {
         }
         self.options_seen = Some(revision);
         let current = selected(&self.sources.options, self.record_type.as_deref());
-        let gone: Vec<String> = self
-            .options_sent
-            .keys()
-            .filter(|&known| !current.contains_key(known))
-            .cloned()
+        let is_new =
+            |(record_type, options): &(&String, &Options)| self.options_sent.get(*record_type) != Some(options);
+        let is_gone = |known: &&String| !current.contains_key(*known);
+        let new = current.iter().filter(is_new);
+        let gone = self.options_sent.keys().filter(is_gone);
+        let changed: Vec<_> = new
+            .map(|(record_type, options)| (record_type.clone(), options.clone()))
+            .chain(gone.map(|record_type| (record_type.clone(), Options::default())))
             .collect();
-        for (record_type, options) in &current {
-            if self.options_sent.get(record_type) != Some(options) {
-                self.ready
-                    .push_back(SyncItem::Options(record_type.clone(), options.clone()));
-            }
+        if !changed.is_empty() {
+            self.ready.push_back(SyncPage::Options(changed));
         }
-        self.ready.extend(
-            gone.into_iter()
-                .map(|record_type| SyncItem::Options(record_type, Options::default())),
-        );
         self.options_sent = current;
     }
 }
@@ -291,7 +283,7 @@ fn selected(options: &OptionsTable, record_type: Option<&str>) -> BTreeMap<Strin
 pub async fn sync_latest(
     sources: Sources,
     record_type: Option<String>,
-) -> Result<BoxStream<'static, Result<SyncLatestItem, BrokerError>>, BrokerError> {
+) -> Result<BoxStream<'static, Result<SyncLatestPage, BrokerError>>, BrokerError> {
     if sources.hub.ended() {
         return Err(BrokerError::ShuttingDown);
     }
@@ -312,8 +304,8 @@ struct LatestStream {
     record_type: Option<String>,
     /// Where the store stood at the first page.
     position: Option<Position>,
-    /// What was read and not sent yet: a page at most.
-    ready: VecDeque<SyncLatestItem>,
+    /// What was read and not sent yet: a page of records, and what follows the last.
+    ready: VecDeque<SyncLatestPage>,
     /// Where the next page begins.
     after: Option<Key>,
     /// False once the last page was read.
@@ -321,12 +313,12 @@ struct LatestStream {
 }
 
 impl LatestStream {
-    async fn next(mut self) -> Result<Option<(SyncLatestItem, Self)>, BrokerError> {
+    async fn next(mut self) -> Result<Option<(SyncLatestPage, Self)>, BrokerError> {
         while self.ready.is_empty() && self.reading {
             let_others_pass().await;
             self.read_page().await?;
         }
-        Ok(self.ready.pop_front().map(|item| (item, self)))
+        Ok(self.ready.pop_front().map(|page| (page, self)))
     }
 
     async fn read_page(&mut self) -> Result<(), BrokerError> {
@@ -347,15 +339,16 @@ impl LatestStream {
         }
         self.after = page.records.last().map(|record| record.key.clone());
         self.reading = page.more;
-        self.ready.extend(page.records.into_iter().map(SyncLatestItem::Record));
+        if !page.records.is_empty() {
+            self.ready.push_back(SyncLatestPage::Records(page.records));
+        }
         if !self.reading {
             let options = selected(&self.sources.options, self.record_type.as_deref());
-            self.ready.extend(
-                options
-                    .into_iter()
-                    .map(|(record_type, options)| SyncLatestItem::Options(record_type, options)),
-            );
-            self.ready.push_back(SyncLatestItem::Position(position));
+            if !options.is_empty() {
+                self.ready
+                    .push_back(SyncLatestPage::Options(options.into_iter().collect()));
+            }
+            self.ready.push_back(SyncLatestPage::Position(position));
         }
         Ok(())
     }

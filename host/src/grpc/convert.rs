@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use databroker_proto::registry::ServiceKind;
-use databroker_proto::{Encoded, databroker as proto, registry as registry_proto};
+use databroker_proto::{Streamed, SyncLatestMessage, SyncMessage, databroker as proto, registry as registry_proto};
+use prost::Message;
 use prost_types::value::Kind;
 
 use crate::backend::Position;
-use crate::broker::{BrokerError, Change, Query, QueryPage, SyncItem, SyncLatestItem, SyncStart, Write, Written};
+use crate::broker::{BrokerError, Change, Query, QueryPage, SyncLatestPage, SyncPage, SyncStart, Write, Written};
 use crate::data::check_any;
 use crate::record::{Checkpoint, Key, Options, Record, Service, Timestamp};
 
@@ -237,7 +238,7 @@ pub fn query_response(page: QueryPage) -> proto::QueryResponse {
 /// # Errors
 ///
 /// [`BrokerError::AnswerTooLarge`] where it would be more than clients take.
-pub fn bounded<M: prost::Message>(answer: M) -> Result<M, BrokerError> {
+pub fn bounded<M: Message>(answer: M) -> Result<M, BrokerError> {
     if answer.encoded_len() > MAX_MESSAGE {
         Err(BrokerError::AnswerTooLarge(MAX_MESSAGE))
     } else {
@@ -323,46 +324,71 @@ pub fn some_type(record_type: String) -> Option<String> {
     Some(record_type).filter(|record_type| !record_type.is_empty())
 }
 
-/// A message of a Sync stream. A change is encoded by the first stream that sends it.
-pub fn sync_message(item: SyncItem) -> Encoded {
-    match item {
-        SyncItem::Change(change) => Encoded(change_bytes(&change)),
-        SyncItem::Options(record_type, options) => encode(&sync_response(proto::sync_response::Response::Options(
-            typed_options(record_type, options),
-        ))),
+/// Messages of a stream, each made when it is sent.
+pub type Messages<M> = Box<dyn Iterator<Item = M> + Send>;
+
+/// The messages of a Sync stream.
+pub fn sync_messages(page: SyncPage) -> Messages<SyncMessage> {
+    use proto::sync_response::Response;
+    match page {
+        SyncPage::Options(all) => {
+            let options = |(record_type, options)| Response::Options(typed_options(record_type, options));
+            Box::new(all.into_iter().map(options).map(sync_message))
+        }
+        SyncPage::Recent(changes) => Box::new(
+            changes
+                .into_iter()
+                .map(|change| Streamed::Encoded(change_bytes(&change))),
+        ),
+        SyncPage::Past(records) => Box::new(
+            records
+                .into_iter()
+                .map(|found| sync_message(Response::Record(record(found)))),
+        ),
     }
 }
 
-fn change_bytes(change: &Change) -> Bytes {
-    let encode_record = || {
-        encode(&sync_response(proto::sync_response::Response::Record(record(
-            change.record.clone(),
-        ))))
-        .0
-    };
-    change.encoded.get_or_init(encode_record).clone()
-}
-
-fn sync_response(response: proto::sync_response::Response) -> proto::SyncResponse {
-    proto::SyncResponse {
-        response: Some(response),
-    }
-}
-
-/// A message of a SyncLatest stream.
-pub fn sync_latest_message(item: SyncLatestItem) -> Encoded {
-    use proto::sync_latest_response::Response;
-    let response = match item {
-        SyncLatestItem::Record(found) => Response::Record(record(found)),
-        SyncLatestItem::Options(record_type, options) => Response::Options(typed_options(record_type, options)),
-        SyncLatestItem::Position(position) => Response::Versions(proto::Versions {
-            server_version: position.server_version,
-            latest_record_version: position.latest_version,
-        }),
-    };
-    encode(&proto::SyncLatestResponse {
+fn sync_message(response: proto::sync_response::Response) -> SyncMessage {
+    Streamed::Message(proto::SyncResponse {
         response: Some(response),
     })
+}
+
+/// A change as it is sent, which is encoded by the first stream that sends it.
+fn change_bytes(change: &Change) -> Bytes {
+    let encode = || {
+        let response = proto::sync_response::Response::Record(record(change.record.clone()));
+        sync_message(response).encode_to_vec().into()
+    };
+    change.encoded.get_or_init(encode).clone()
+}
+
+/// The messages of a SyncLatest stream.
+pub fn sync_latest_messages(page: SyncLatestPage) -> Messages<SyncLatestMessage> {
+    use proto::sync_latest_response::Response;
+    let message = |response| {
+        Streamed::Message(proto::SyncLatestResponse {
+            response: Some(response),
+        })
+    };
+    match page {
+        SyncLatestPage::Records(records) => Box::new(
+            records
+                .into_iter()
+                .map(move |found| message(Response::Record(record(found)))),
+        ),
+        SyncLatestPage::Options(all) => {
+            let options = |(record_type, options)| Response::Options(typed_options(record_type, options));
+            Box::new(all.into_iter().map(options).map(message))
+        }
+        SyncLatestPage::Position(position) => {
+            let versions = proto::Versions {
+                server_version: position.server_version,
+                latest_record_version: position.latest_version,
+            };
+            Box::new(std::iter::once(message(Response::Versions(versions))))
+        }
+    }
 }
 
 fn typed_options(record_type: String, options: Options) -> proto::TypedOptions {
@@ -370,10 +396,6 @@ fn typed_options(record_type: String, options: Options) -> proto::TypedOptions {
         type_url: record_type,
         options: Some(proto_options(options)),
     }
-}
-
-fn encode(message: &impl prost::Message) -> Encoded {
-    Encoded(message.encode_to_vec().into())
 }
 
 /// A checkpoint as a request has it; an absent one is zeros.

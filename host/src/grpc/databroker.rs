@@ -3,10 +3,9 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use databroker_proto::Encoded;
-use databroker_proto::databroker as proto;
 use databroker_proto::databroker_server::data_broker_service_server::DataBrokerService;
-use futures::stream::{BoxStream, Stream, StreamExt as _};
+use databroker_proto::{SyncLatestMessage, SyncMessage, databroker as proto};
+use futures::stream::{self, BoxStream, Stream, StreamExt as _, TryStreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::convert;
@@ -15,17 +14,21 @@ use crate::broker::{Broker, BrokerError};
 /// The service. One per process; it holds nothing but the broker.
 pub struct DataBroker(pub Arc<Broker>);
 
-/// Turns a stream of the broker into one of messages. A panic on the way ends it like any other error: with trailers
-/// that say so, where the transport would reset the stream.
-pub(super) fn messages<T, M>(
+/// Turns a stream of the broker into one of messages, of which each item is some. A panic on the way ends it like any other
+/// error: with trailers that say so, where the transport would reset the stream.
+pub(super) fn messages<T, I>(
     stream: impl Stream<Item = Result<T, BrokerError>> + Send + 'static,
-    message: impl Fn(T) -> M + Send + 'static,
-) -> BoxStream<'static, Result<M, Status>>
+    messages: impl Fn(T) -> I + Send + 'static,
+) -> BoxStream<'static, Result<I::Item, Status>>
 where
     T: 'static,
-    M: Send + 'static,
+    I: IntoIterator<IntoIter: Send> + 'static,
+    I::Item: Send + 'static,
 {
-    let messages = stream.map(move |item| item.map(&message).map_err(Status::from));
+    let messages = stream.map(move |item| match item {
+        Ok(item) => Ok(stream::iter(messages(item)).map(Ok)),
+        Err(error) => Err(Status::from(error)),
+    });
     let panicked = |_| {
         Err(Status::internal(
             "the stream failed by a fault of the server: open it again",
@@ -34,6 +37,7 @@ where
     AssertUnwindSafe(messages)
         .catch_unwind()
         .map(move |item| item.unwrap_or_else(panicked))
+        .try_flatten()
         .boxed()
 }
 
@@ -136,14 +140,14 @@ impl DataBrokerService for DataBroker {
         }))
     }
 
-    type SyncStream = BoxStream<'static, Result<Encoded, Status>>;
+    type SyncStream = BoxStream<'static, Result<SyncMessage, Status>>;
 
     async fn sync(&self, request: Request<proto::SyncRequest>) -> Result<Response<Self::SyncStream>, Status> {
         let stream = self.0.sync(convert::sync_start(request.into_inner())).await?;
-        Ok(Response::new(messages(stream, convert::sync_message)))
+        Ok(Response::new(messages(stream, convert::sync_messages)))
     }
 
-    type SyncLatestStream = BoxStream<'static, Result<Encoded, Status>>;
+    type SyncLatestStream = BoxStream<'static, Result<SyncLatestMessage, Status>>;
 
     async fn sync_latest(
         &self,
@@ -153,6 +157,6 @@ impl DataBrokerService for DataBroker {
             .0
             .sync_latest(convert::some_type(request.into_inner().r#type))
             .await?;
-        Ok(Response::new(messages(stream, convert::sync_latest_message)))
+        Ok(Response::new(messages(stream, convert::sync_latest_messages)))
     }
 }

@@ -43,7 +43,7 @@ use crate::broker::Broker;
 
 /// For the benchmark of single steps. Not for use by anything else, and free to change.
 #[doc(hidden)]
-pub use self::convert::sync_message;
+pub use self::convert::sync_messages;
 
 /// Most bytes of a request that needs no token, which anybody may send: the name of a service or a symbol.
 const OPEN_MESSAGE: usize = 4 << 10;

@@ -38,6 +38,6 @@ impl Registry for Services {
     async fn watch(&self, request: Request<proto::ListRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let stream = self.0.watch_services(request.into_inner().kinds).await?;
         let lists = stream.map(|services| convert::bounded(convert::service_list(services?)));
-        Ok(Response::new(messages(lists, |list| list)))
+        Ok(Response::new(messages(lists, |list| [list])))
     }
 }

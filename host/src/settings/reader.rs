@@ -311,7 +311,7 @@ impl<'a> Reader<'a> {
         wrong: String,
         remedy: impl Into<Cow<'static, str>>,
     ) {
-        let remedy = remedy.into();
+        let (wrong, remedy) = (without_passwords(&wrong), remedy.into());
         self.mistakes
             .push((Some(key.variable), Mistake { setting, wrong, remedy }));
     }
@@ -433,4 +433,30 @@ fn hash(digest: &mut Sha256, value: &Value) {
         }
         Value::Unreadable => part(4, 0),
     }
+}
+
+/// A text without what stands where a URL and a connection string have the user and the password, for a value that was meant for
+/// another setting.
+fn without_passwords(text: &str) -> String {
+    let ends = |letter: char| letter.is_whitespace() || matches!(letter, '"' | '\'' | '`');
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        let (authority, later) = after.split_at(after.find(ends).unwrap_or(after.len()));
+        shown.push_str(before);
+        shown.push_str("://");
+        match authority.rsplit_once('@') {
+            Some((_, host)) => shown.push_str(&format!("…@{host}")),
+            None => shown.push_str(authority),
+        }
+        rest = later;
+    }
+    shown.push_str(rest);
+    let Some((before, after)) = shown.split_once("password=") else {
+        return shown;
+    };
+    format!(
+        "{before}password=…{}",
+        after.find(ends).and_then(|end| after.get(end..)).unwrap_or_default()
+    )
 }

@@ -451,13 +451,10 @@ async fn new_content_never_comes_with_the_options_of_the_old() {
     let (_, new) = tapped.clear().await.unwrap();
     let seen = seen.lock().unwrap();
     assert!(
-        matches!(seen.last(), Some(SyncLatestItem::Position(position)) if position.server_version == new),
+        matches!(seen.last(), Some(Item::Position(position)) if position.server_version == new),
         "{seen:?}"
     );
-    assert!(
-        !seen.iter().any(|item| matches!(item, SyncLatestItem::Options(..))),
-        "{seen:?}"
-    );
+    assert!(!seen.iter().any(|item| matches!(item, Item::Options(..))), "{seen:?}");
 }
 
 /// What another host of a shared store does that writes so many records.
@@ -526,7 +523,7 @@ async fn what_comes_while_a_stream_reads_everything_does_not_wait_for_it() {
             pages.load(Ordering::SeqCst)
         }
     });
-    let reading = tokio::spawn(async move { broker.sync_latest(Some("t".to_owned())).await.unwrap().count().await });
+    let reading = tokio::spawn(async move { latest(&broker).await.len() });
     assert!(reading.await.unwrap() >= 3000);
     let (seen, all) = (request.await.unwrap(), pages.load(Ordering::SeqCst));
     assert!(all > 30, "{all} pages");

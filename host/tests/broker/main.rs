@@ -19,11 +19,11 @@ use std::time::Duration;
 
 use databroker_host::backend::native::{Native, Settings};
 use databroker_host::backend::*;
-use databroker_host::broker::{Broker, BrokerError, Config, SyncItem, SyncLatestItem, SyncStart, Write};
+use databroker_host::broker::{Broker, BrokerError, Config, SyncLatestPage, SyncPage, SyncStart, Write};
 use databroker_host::data::Descriptors;
 use databroker_host::record::{Key, Options, Record, Service, Timestamp};
-use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -97,20 +97,59 @@ fn session(id: &str, user_id: &str) -> Vec<u8> {
     any
 }
 
-type Stream = BoxStream<'static, Result<SyncItem, BrokerError>>;
+/// What a stream sends, one by one.
+#[derive(Debug)]
+enum Item {
+    Record(Record),
+    Options(String, Options),
+    Position(Position),
+}
+
+type Stream = BoxStream<'static, Result<Item, BrokerError>>;
+
+fn options(all: Vec<(String, Options)>) -> Vec<Item> {
+    all.into_iter()
+        .map(|(record_type, options)| Item::Options(record_type, options))
+        .collect()
+}
+
+fn records(all: Vec<Record>) -> Vec<Item> {
+    all.into_iter().map(Item::Record).collect()
+}
+
+fn sync_items(page: SyncPage) -> Vec<Item> {
+    match page {
+        SyncPage::Options(all) => options(all),
+        SyncPage::Recent(changes) => records(changes.iter().map(|change| change.record.clone()).collect()),
+        SyncPage::Past(all) => records(all),
+    }
+}
+
+fn latest_items(page: SyncLatestPage) -> Vec<Item> {
+    match page {
+        SyncLatestPage::Options(all) => options(all),
+        SyncLatestPage::Records(all) => records(all),
+        SyncLatestPage::Position(position) => vec![Item::Position(position)],
+    }
+}
+
+/// A Sync stream, item by item.
+async fn open(broker: &Broker, start: SyncStart) -> Result<Stream, BrokerError> {
+    let pages = broker.sync(start).await?;
+    let items = |page| stream::iter(sync_items(page)).map(Ok);
+    Ok(pages.map_ok(items).try_flatten().boxed())
+}
 
 async fn sync(broker: &Broker, record_type: Option<&str>, record_version: u64) -> Stream {
     let server_version = broker.server_info().await.unwrap().server_version;
     let record_type = record_type.map(str::to_owned);
-    broker
-        .sync(SyncStart {
-            server_version,
-            record_version,
-            record_type,
-            wait: true,
-        })
-        .await
-        .unwrap()
+    let start = SyncStart {
+        server_version,
+        record_version,
+        record_type,
+        wait: true,
+    };
+    open(broker, start).await.unwrap()
 }
 
 /// The next change of a stream, past its options.
@@ -121,18 +160,17 @@ async fn next(stream: &mut Stream) -> Result<Record, BrokerError> {
             .expect("a change in time")
             .expect("the stream goes on")?
         {
-            SyncItem::Change(change) => return Ok(change.record.clone()),
-            SyncItem::Options(..) => {}
+            Item::Record(record) => return Ok(record),
+            Item::Options(..) | Item::Position(_) => {}
         }
     }
 }
 
-async fn latest(broker: &Broker) -> Vec<SyncLatestItem> {
-    broker
-        .sync_latest(None)
-        .await
-        .unwrap()
-        .map(Result::unwrap)
+async fn latest(broker: &Broker) -> Vec<Item> {
+    let pages = broker.sync_latest(None).await.unwrap();
+    pages
+        .map(|page| stream::iter(latest_items(page.unwrap())))
+        .flatten()
         .collect()
         .await
 }
@@ -213,8 +251,8 @@ async fn clear_ends_streams_and_brings_required_options_back() {
         Some(50_000)
     );
     let items = latest(&broker).await;
-    assert!(matches!(items.last(), Some(SyncLatestItem::Position(position)) if position.server_version == new));
-    assert!(!items.iter().any(|item| matches!(item, SyncLatestItem::Record(_))));
+    assert!(matches!(items.last(), Some(Item::Position(position)) if position.server_version == new));
+    assert!(!items.iter().any(|item| matches!(item, Item::Record(_))));
     let start = SyncStart {
         server_version: old,
         wait: true,
@@ -236,7 +274,7 @@ async fn changed_options_reach_open_streams() {
     let expected = |options: &Options| ("t".to_owned(), options.clone());
     let next_options = async |stream: &mut Stream| loop {
         match timeout(PATIENCE, stream.next()).await.unwrap().unwrap().unwrap() {
-            SyncItem::Options(record_type, options) if record_type == "t" => return (record_type, options),
+            Item::Options(record_type, options) if record_type == "t" => return (record_type, options),
             _ => {}
         }
     };
@@ -563,7 +601,7 @@ async fn two_brokers_on_a_shared_store() {
     .await
     .unwrap();
     let item = timeout(PATIENCE, changes.next()).await.unwrap().unwrap().unwrap();
-    assert!(matches!(item, SyncItem::Options(_, options) if options.capacity == Some(9)));
+    assert!(matches!(item, Item::Options(_, options) if options.capacity == Some(9)));
     let written = one.put(vec![write("t", "a", b"1")]).await.unwrap();
     assert_eq!(next(&mut changes).await.as_ref(), Ok(&written.records[0]));
     let service = Service {
@@ -586,10 +624,10 @@ async fn two_brokers_on_a_shared_store() {
             record_type: None,
             wait: false,
         };
-        let items: Vec<_> = two.sync(start).await.unwrap().map(Result::unwrap).collect().await;
+        let items: Vec<_> = open(&two, start).await.unwrap().map(Result::unwrap).collect().await;
         let found = items
             .iter()
-            .any(|item| matches!(item, SyncItem::Change(c) if c.record.version == version));
+            .any(|item| matches!(item, Item::Record(record) if record.version == version));
         assert!(found, "version {version}");
     }
 

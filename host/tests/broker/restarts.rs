@@ -197,7 +197,7 @@ async fn content_that_was_lost_ends_streams_and_has_the_required_options_again()
         record_type: Some("t".to_owned()),
         wait: true,
     };
-    let mut stream = broker.sync(start).await.unwrap();
+    let mut stream = open(&broker, start).await.unwrap();
     let seen = [next(&mut stream).await.unwrap(), next(&mut stream).await.unwrap()];
     assert_eq!(seen.map(|record| record.key.id), ["a", "b"]);
 }

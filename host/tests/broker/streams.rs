@@ -66,5 +66,5 @@ async fn options_that_change_wake_quiet_streams_and_end_none() {
     };
     broker.set_options("quiet".to_owned(), options).await.unwrap();
     let item = timeout(PATIENCE, quiet.next()).await.unwrap().unwrap();
-    assert!(matches!(item, Ok(SyncItem::Options(..))), "{item:?}");
+    assert!(matches!(item, Ok(Item::Options(..))), "{item:?}");
 }

@@ -125,6 +125,11 @@ impl<D: Data> Entry<D> {
         &self.id
     }
 
+    #[cfg(target_arch = "wasm32")]
+    pub(crate) fn shared_type(&self) -> &Arc<str> {
+        &self.record_type.name
+    }
+
     /// What the entry takes from the budget, its two places in the log included.
     pub(crate) fn cost(&self) -> u64 {
         match &self.content {

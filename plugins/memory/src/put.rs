@@ -4,7 +4,11 @@
 //! the answer. What it lets through cannot fail any more.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
+
+use foldhash::SharedSeed;
+use foldhash::fast::SeedableRandomState;
 
 use crate::batch::{Batch, Change, Operation, Outcome, PutResult, Refusal};
 use crate::budget::bytes;
@@ -35,10 +39,10 @@ impl<D: Data> Store<D> {
         extract: &impl Extract,
         has_room: &impl Fn(u64) -> bool,
     ) -> PutResult<D> {
-        let mut extracted = self.extract(&batches, extract);
+        let found = self.extract(&batches, extract);
         let mut answer_bytes = 0;
-        let results = batches.into_iter().zip(&mut extracted).map(|(batch, values)| {
-            let indexed = self.indexed(&batch, values)?;
+        let results = batches.into_iter().zip(found).map(|(batch, found)| {
+            let indexed = self.indexed(&batch, found)?;
             let answer = self.check(&batch, &indexed, answer_bytes, has_room)?;
             answer_bytes += answer;
             Ok(self.apply(batch, indexed, now))
@@ -49,12 +53,15 @@ impl<D: Data> Store<D> {
         }
     }
 
-    /// For each batch the values of its steps' indexed fields; for a batch without any, nothing. One look for each type.
-    fn extract(&self, batches: &[Batch<D>], extract: &impl Extract) -> Vec<HashMap<usize, Option<Values>>> {
-        let mut values: Vec<HashMap<usize, Option<Values>>> = batches.iter().map(|_| HashMap::new()).collect();
+    /// What is found in the data of each batch's steps; nothing for any, where no type has indexed fields. One look for each type.
+    fn extract(&self, batches: &[Batch<D>], extract: &impl Extract) -> Vec<Vec<Found>> {
         if self.options.values().all(|options| options.indexable_fields.is_empty()) {
-            return values;
+            return batches.iter().map(|_| Vec::new()).collect();
         }
+        let mut found: Vec<Vec<Found>> = batches
+            .iter()
+            .map(|batch| batch.iter().map(|_| None).collect())
+            .collect();
         type Steps<'a> = (Vec<(usize, usize)>, Vec<&'a [u8]>);
         let mut by_type: BTreeMap<&str, Steps<'_>> = BTreeMap::new();
         for (batch_number, batch) in batches.iter().enumerate() {
@@ -71,33 +78,34 @@ impl<D: Data> Store<D> {
             if paths.is_empty() {
                 continue;
             }
-            for ((batch, step), found) in places.into_iter().zip(extract.extract(&datas, &paths)) {
-                if let Some(values) = values.get_mut(batch) {
-                    values.insert(step, found);
+            for ((batch, step), values) in places.into_iter().zip(extract.extract(&datas, &paths)) {
+                if let Some(place) = found.get_mut(batch).and_then(|steps| steps.get_mut(step)) {
+                    *place = Some(values.ok_or(TooManyValues));
                 }
             }
         }
-        values
+        found
     }
 
-    fn indexed(&self, batch: &Batch<D>, values: &mut HashMap<usize, Option<Values>>) -> Result<Vec<Indexed>, Refusal> {
-        let of_step = |(step, change): (usize, &Change<D>)| {
+    fn indexed(&self, batch: &Batch<D>, found: Vec<Found>) -> Result<Vec<Indexed>, Refusal> {
+        let of_step = |(change, found): (&Change<D>, Found)| {
             let Operation::Upsert { network, .. } = &change.operation else {
                 return Ok(Indexed::default());
             };
-            let Some(values) = values.remove(&step) else {
+            let Some(values) = found else {
                 return Ok(Indexed {
                     network: *network,
                     values: Vec::new(),
                 });
             };
-            let values = values.ok_or_else(|| Refusal::Exhausted(TOO_MANY_VALUES.to_owned()))?;
+            let values = values.map_err(|TooManyValues| Refusal::Exhausted(TOO_MANY_VALUES.to_owned()))?;
             Ok(match self.tables.get(change.record_type.as_str()) {
                 Some(table) => table.indexed(*network, values),
                 None => Indexed::default(),
             })
         };
-        batch.iter().enumerate().map(of_step).collect()
+        let found = found.into_iter().chain(std::iter::repeat_with(|| None));
+        batch.iter().zip(found).map(of_step).collect()
     }
 
     /// Says whether a batch can be applied; after that it cannot fail. Returns the bytes of the tombstones that it will
@@ -146,7 +154,9 @@ impl<D: Data> Store<D> {
     /// Walks through a batch without applying it, each step finding what those before it would have left.
     fn foresee(&self, batch: &Batch<D>, indexed: &[Indexed]) -> Result<Foreseen, Refusal> {
         let mut foreseen = Foreseen::default();
-        let mut touched: HashMap<(&str, &str), Option<Live>> = HashMap::new();
+        // A single step has none before it.
+        let mut touched: Option<HashMap<(&str, &str), Option<Live>, SeedableRandomState>> =
+            (batch.len() > 1).then(|| HashMap::with_capacity_and_hasher(batch.len(), hasher()));
         let mut new_types = HashSet::new();
         let mut version = self.latest_version;
         for (step, (change, indexed)) in batch.iter().zip(indexed).enumerate() {
@@ -160,7 +170,10 @@ impl<D: Data> Store<D> {
                     cost,
                 })
             };
-            let live = touched.get(&key).copied().unwrap_or_else(stored);
+            let live = touched
+                .as_ref()
+                .and_then(|touched| touched.get(&key).copied())
+                .unwrap_or_else(stored);
             if change
                 .expected
                 .is_some_and(|expected| expected != live.map_or(0, |live| live.version))
@@ -193,7 +206,7 @@ impl<D: Data> Store<D> {
                 version += 1;
             }
             foreseen.growth += signed(after.map_or(0, |live| live.cost)) - signed(live.map_or(0, |live| live.cost));
-            if batch.len() > 1 {
+            if let Some(touched) = &mut touched {
                 touched.insert(key, after);
             }
         }
@@ -240,6 +253,13 @@ impl<D: Data> Store<D> {
     }
 }
 
+/// What a step's data was found to have in the indexed fields of its type; nothing where that was not asked.
+type Found = Option<Result<Values, TooManyValues>>;
+
+/// There were more values than an index takes.
+#[derive(Debug)]
+struct TooManyValues;
+
 /// What a batch will come to.
 #[derive(Debug, Default)]
 struct Foreseen {
@@ -259,6 +279,11 @@ struct Live {
     version: Version,
     size: u64,
     cost: u64,
+}
+
+/// Hashes keys in a third of the time that the standard library takes. It has no randomness of its own on this target.
+fn hasher() -> SeedableRandomState {
+    SeedableRandomState::with_seed(RandomState::new().hash_one(0), SharedSeed::global_fixed())
 }
 
 fn signed(bytes: u64) -> i64 {

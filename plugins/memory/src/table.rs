@@ -1,6 +1,7 @@
 //! The live records and the changes of one type.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -97,8 +98,8 @@ impl<D: Data> Table<D> {
         Some((&slot.entry, slot.cost()))
     }
 
-    /// Writes a record and appends the change to the type's log. Looks for its place once, or twice where it is new: most
-    /// of what a write costs is looking.
+    /// Writes a record and appends the change to the type's log. Looks for its place once: most of what a write costs is
+    /// looking.
     pub fn upsert(
         &mut self,
         version: Version,
@@ -108,8 +109,9 @@ impl<D: Data> Table<D> {
         indexed: Indexed,
     ) -> Arc<Entry<D>> {
         let record_type = Arc::clone(&self.record_type);
-        let entry = match self.records.get_mut(id.as_str()) {
-            Some(slot) => {
+        let entry = match self.records.entry(Arc::from(id)) {
+            Occupied(mut place) => {
+                let slot = place.get_mut();
                 let id = Arc::clone(slot.entry.shared_id());
                 let entry = Arc::new(Entry::put(version, now, record_type, id, data));
                 let replaced = std::mem::replace(&mut slot.entry, Arc::clone(&entry));
@@ -120,15 +122,15 @@ impl<D: Data> Table<D> {
                 self.charge(after, after);
                 entry
             }
-            None => {
-                let id: Arc<str> = Arc::from(id);
-                let entry = Arc::new(Entry::put(version, now, record_type, Arc::clone(&id), data));
+            Vacant(place) => {
+                let id = Arc::clone(place.key());
+                let entry = Arc::new(Entry::put(version, now, record_type, id, data));
                 let mut slot = Slot {
                     entry: Arc::clone(&entry),
                     indexed: None,
                 };
                 let (_, indexed) = slot.set_indexed(indexed, &mut self.indexes);
-                self.records.insert(id, slot);
+                place.insert(slot);
                 self.charge(Self::PLACE + indexed, Self::PLACE + indexed);
                 entry
             }

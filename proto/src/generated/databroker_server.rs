@@ -104,7 +104,7 @@ pub mod data_broker_service_server {
         >;
         /// Server streaming response type for the Sync method.
         type SyncStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<crate::Encoded, tonic::Status>,
+                Item = std::result::Result<crate::SyncMessage, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
@@ -116,7 +116,7 @@ pub mod data_broker_service_server {
         ) -> std::result::Result<tonic::Response<Self::SyncStream>, tonic::Status>;
         /// Server streaming response type for the SyncLatest method.
         type SyncLatestStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<crate::Encoded, tonic::Status>,
+                Item = std::result::Result<crate::SyncLatestMessage, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
@@ -742,7 +742,7 @@ pub mod data_broker_service_server {
                     > tonic::server::ServerStreamingService<
                         crate::databroker::SyncRequest,
                     > for SyncSvc<T> {
-                        type Response = crate::Encoded;
+                        type Response = crate::SyncMessage;
                         type ResponseStream = T::SyncStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
@@ -789,7 +789,7 @@ pub mod data_broker_service_server {
                     > tonic::server::ServerStreamingService<
                         crate::databroker::SyncLatestRequest,
                     > for SyncLatestSvc<T> {
-                        type Response = crate::Encoded;
+                        type Response = crate::SyncLatestMessage;
                         type ResponseStream = T::SyncLatestStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,

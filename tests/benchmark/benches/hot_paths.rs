@@ -14,11 +14,11 @@ use databroker_benchmark::session;
 use databroker_host::backend::{
     Backend, Batch, Change, ChangesRequest, Operation, PageBounds, ScanRequest, StoreInfo, native, new_server_version,
 };
-use databroker_host::broker::{Change as Published, SyncItem};
+use databroker_host::broker::{Change as Published, SyncPage};
 use databroker_host::component::{self, Source};
 use databroker_host::data::{Descriptors, Mask, Needle};
 use databroker_host::filter::{Effort, Filter};
-use databroker_host::grpc::sync_message;
+use databroker_host::grpc::sync_messages;
 use databroker_host::record::{Key, Options, Record, Timestamp};
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
@@ -210,7 +210,7 @@ fn message_to_streams(bencher: Bencher<'_, '_>, streams: usize) {
         .with_inputs(change)
         .bench_local_refs(|change| {
             for _ in 0..streams {
-                black_box(sync_message(SyncItem::Change(Arc::clone(change))));
+                black_box(sync_messages(SyncPage::Recent(vec![Arc::clone(change)])).next());
             }
         });
 }

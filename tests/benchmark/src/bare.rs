@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use databroker_benchmark::session;
-use databroker_proto::Encoded;
 use databroker_proto::databroker::*;
 use databroker_proto::databroker_server::data_broker_service_server::{DataBrokerService, DataBrokerServiceServer};
+use databroker_proto::{Streamed, SyncLatestMessage, SyncMessage};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use prost::Message;
@@ -71,12 +71,12 @@ impl Bare {
     }
 }
 
-type Messages = BoxStream<'static, Result<Encoded, Status>>;
+type Messages<M> = BoxStream<'static, Result<M, Status>>;
 
 #[async_trait::async_trait]
 impl DataBrokerService for Bare {
-    type SyncStream = Messages;
-    type SyncLatestStream = Messages;
+    type SyncStream = Messages<SyncMessage>;
+    type SyncLatestStream = Messages<SyncLatestMessage>;
 
     async fn acquire_lease(&self, _: Request<AcquireLeaseRequest>) -> Result<Response<AcquireLeaseResponse>, Status> {
         let id = "3e5f2e1c-2f0e-4a6c-9d61-0b8f6a6f2c11".to_owned();
@@ -159,7 +159,7 @@ impl DataBrokerService for Bare {
     }
 
     /// A stream that waits tells of puts; one that does not repeats as many changes as were put.
-    async fn sync(&self, request: Request<SyncRequest>) -> Result<Response<Messages>, Status> {
+    async fn sync(&self, request: Request<SyncRequest>) -> Result<Response<Messages<SyncMessage>>, Status> {
         let change = self.change.clone();
         if request.into_inner().wait == Some(false) {
             return Ok(Response::new(repeated(change, self.count.load(Ordering::Relaxed))));
@@ -169,13 +169,16 @@ impl DataBrokerService for Bare {
             let change = change.clone();
             async move {
                 let left = if left > 0 { left } else { puts.recv().await.ok()? };
-                Some((Ok(Encoded(change)), (puts, left - 1)))
+                Some((Ok(Streamed::Encoded(change)), (puts, left - 1)))
             }
         });
         Ok(Response::new(messages.boxed()))
     }
 
-    async fn sync_latest(&self, _: Request<SyncLatestRequest>) -> Result<Response<Messages>, Status> {
+    async fn sync_latest(
+        &self,
+        _: Request<SyncLatestRequest>,
+    ) -> Result<Response<Messages<SyncLatestMessage>>, Status> {
         Ok(Response::new(repeated(
             self.latest.clone(),
             self.count.load(Ordering::Relaxed),
@@ -183,6 +186,6 @@ impl DataBrokerService for Bare {
     }
 }
 
-fn repeated(message: Bytes, count: usize) -> Messages {
-    futures::stream::iter((0..count).map(move |_| Ok(Encoded(message.clone())))).boxed()
+fn repeated<M: Send + 'static>(message: Bytes, count: usize) -> Messages<Streamed<M>> {
+    futures::stream::iter((0..count).map(move |_| Ok(Streamed::Encoded(message.clone())))).boxed()
 }

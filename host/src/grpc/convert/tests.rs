@@ -288,14 +288,30 @@ fn what_can_be_written_can_be_answered() {
 #[test]
 fn a_change_is_encoded_once_for_all_streams() {
     let change = Arc::new(Change::new(stored(3, 10)));
-    let Encoded(one) = sync_message(SyncItem::Change(Arc::clone(&change)));
-    let Encoded(other) = sync_message(SyncItem::Change(change));
+    let send = || sync_messages(SyncPage::Recent(vec![Arc::clone(&change)])).next();
+    let (Some(Streamed::Encoded(one)), Some(Streamed::Encoded(other))) = (send(), send()) else {
+        unreachable!("what is just made is sent encoded");
+    };
     assert_eq!(one.as_ptr(), other.as_ptr());
     let decoded = proto::SyncResponse::decode(one).unwrap();
     assert_eq!(
         decoded.response,
         Some(proto::sync_response::Response::Record(record(stored(3, 10))))
     );
+}
+
+#[test]
+fn what_is_sent_is_the_same_from_the_change_log_and_from_the_hub() {
+    let records: Vec<Record> = (1..=3).map(|version| stored(version, 1000)).collect();
+    let changes = records.iter().cloned().map(|record| Arc::new(Change::new(record)));
+    let sent = |page| {
+        sync_messages(page)
+            .map(|message| message.encode_to_vec())
+            .collect::<Vec<_>>()
+    };
+    let recent = sent(SyncPage::Recent(changes.collect()));
+    assert_eq!(recent.len(), 3);
+    assert_eq!(sent(SyncPage::Past(records)), recent);
 }
 
 #[test]

@@ -69,6 +69,25 @@ fn each_mistake_says_what_to_do() {
             "5443".into(),
             "\"5443\" is not an address: write HOST:PORT",
         ),
+        // What was meant for DATABROKER_STORAGE_CONNECTION_STRING.
+        (
+            vec![],
+            "GRPC_ADDRESS",
+            "postgres://pomerium:hunter2@db/pomerium".into(),
+            "\"postgres://…@db/pomerium\" is not an address",
+        ),
+        (
+            vec![],
+            "GRPC_ADDRESS",
+            "host=db password=hunter2 user=pomerium".into(),
+            "\"host=db password=… user=pomerium\" is not an address",
+        ),
+        (
+            vec![],
+            "DATABROKER_PLUGIN_DIRECTORIES",
+            "postgres://pomerium:hunter@hunter2@db/pomerium".into(),
+            "postgres://…@db/pomerium",
+        ),
         (
             vec![],
             "GRPC_ADDRESS",
