@@ -49,7 +49,7 @@ pub struct Record {
     deleted_at: Option<Timestamp>,
 }
 
-/// The data of an entry, which stays as long as it is answered with it. To copy it would take a third of the time of a page.
+/// The data of an entry, which stays as long as it is answered with it. To copy it was a good part of the time of a page.
 #[derive(Clone, Debug)]
 pub struct Shared(Arc<Entry<Data>>);
 

@@ -281,7 +281,7 @@ struct Live {
     cost: u64,
 }
 
-/// Hashes keys in a third of the time that the standard library takes. It has no randomness of its own on this target.
+/// Hashes keys with less work than the standard library, whose randomness it is given: on this target it has none of its own.
 fn hasher() -> SeedableRandomState {
     SeedableRandomState::with_seed(RandomState::new().hash_one(0), SharedSeed::global_fixed())
 }
