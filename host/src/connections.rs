@@ -343,6 +343,7 @@ mod tests {
         server.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"hello");
         server.write_all(b"world").await.unwrap();
+        // A flush alone would leave it to the next one.
         server.shutdown().await.unwrap();
         client.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"world");

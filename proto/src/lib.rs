@@ -5,7 +5,8 @@
 //!
 //! - `Record.data` is the encoded `google.protobuf.Any` in shared bytes. On the wire that is the same; in memory it means
 //!   that record data is neither decoded nor copied on its way.
-//! - The servers answer Sync and SyncLatest with [`Streamed`] messages, so that a change is encoded once for all streams.
+//! - The servers answer Sync and SyncLatest with [`Streamed`] messages, so that a change is encoded once for
+//!   all streams that keep up.
 //!
 //! `tests/generated.rs` makes the code anew and fails if it differs from what is committed.
 
@@ -44,7 +45,7 @@ pub const PROTOCOL_DESCRIPTORS: &[u8] = include_bytes!("generated/protocol.binpb
 /// record data.
 pub const ALL_DESCRIPTORS: &[u8] = include_bytes!("generated/all.binpb");
 
-/// A message of a stream, which many streams may have been sent before.
+/// A message of a stream, which may have been encoded for other streams before.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Streamed<M> {
     /// For this stream alone: encoded straight into what is sent.

@@ -89,7 +89,7 @@ fn without_source(mut set: FileDescriptorSet) -> FileDescriptorSet {
 }
 
 /// Generates messages and clients into `databroker.rs` and `registry.rs`, the servers into files of their own, in which
-/// the messages of the Sync streams are ones that are encoded already.
+/// the messages of the Sync streams may be encoded already.
 fn generate(protocol: FileDescriptorSet, out: &Path) {
     let mut protocol = protocol;
     protocol.file.iter_mut().for_each(keep_record_data_opaque);

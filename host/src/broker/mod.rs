@@ -165,18 +165,18 @@ impl Change {
     }
 }
 
-/// What a Sync stream sends at once; never empty.
+/// Messages of a Sync stream that were read together; never none.
 #[derive(Clone, Debug)]
 pub enum SyncPage {
     /// Types' options, at the start and whenever they change.
     Options(Vec<(String, Options)>),
     /// Changes that were just made, shared with other streams; versions ascend.
     Recent(Vec<Arc<Change>>),
-    /// Changes from the change log; versions ascend.
+    /// Changes from the backend's change log, for this stream alone; versions ascend.
     Past(Vec<Record>),
 }
 
-/// What a SyncLatest stream sends at once: records, then options, then the position. Never empty.
+/// Messages of a SyncLatest stream that were read together; never none. Records come first, then options, then the position.
 #[derive(Clone, Debug)]
 pub enum SyncLatestPage {
     /// Live records.

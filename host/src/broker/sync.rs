@@ -250,15 +250,14 @@ impl SyncStream {
         }
         self.options_seen = Some(revision);
         let current = selected(&self.sources.options, self.record_type.as_deref());
-        let is_new =
-            |(record_type, options): &(&String, &Options)| self.options_sent.get(*record_type) != Some(options);
-        let is_gone = |known: &&String| !current.contains_key(*known);
-        let new = current.iter().filter(is_new);
-        let gone = self.options_sent.keys().filter(is_gone);
-        let changed: Vec<_> = new
-            .map(|(record_type, options)| (record_type.clone(), options.clone()))
-            .chain(gone.map(|record_type| (record_type.clone(), Options::default())))
-            .collect();
+        let mut changed = Vec::new();
+        for (record_type, options) in &current {
+            if self.options_sent.get(record_type) != Some(options) {
+                changed.push((record_type.clone(), options.clone()));
+            }
+        }
+        let gone = self.options_sent.keys().filter(|&known| !current.contains_key(known));
+        changed.extend(gone.map(|record_type| (record_type.clone(), Options::default())));
         if !changed.is_empty() {
             self.ready.push_back(SyncPage::Options(changed));
         }

@@ -6,8 +6,10 @@
 //! the runtime: when that has nothing else to do, or has done some dozens of other things, all that has come together is
 //! passed on at once. What is large passes at once.
 //!
-//! A flush therefore says that it is done before it is. That is right only for a caller that flushes each time it is woken,
-//! which the transport does, and that shuts the connection down before it drops it.
+//! A flush therefore says that it is done before it is. That is right for a caller that flushes each time it is woken, and shuts the
+//! connection down before it drops it. The transport does, but for three cases: until the client has sent its first bytes; where
+//! reading has failed; and where this side cuts the connection. What waits then is lost if no turn comes before, as it may be
+//! where the kernel still has it.
 
 use std::io;
 use std::pin::Pin;
@@ -25,13 +27,11 @@ const MOST: usize = 32 << 10;
 /// So many bytes do not wait: a full frame, which is worth a call of the system by itself.
 const LARGE: usize = 16 << 10;
 
-/// What is allocated for the first of them. It is freed when they are passed on, so that an idle connection holds nothing.
-const FIRST: usize = 4 << 10;
-
 /// A connection whose small writes are gathered.
 pub(super) struct Gathered<T> {
     inner: T,
-    /// What waits, and how much of it was passed on already.
+    /// What waits, and how much of it was passed on already. It is freed when all of it was, so that an idle connection holds
+    /// nothing.
     waiting: Vec<u8>,
     passed: usize,
     turn: Turn,
@@ -67,8 +67,11 @@ impl<T: AsyncWrite + Unpin> Gathered<T> {
         if is_large || self.waiting.len().saturating_add(bytes) > MOST {
             ready!(self.poll_pass(context))?;
         }
-        if !is_large && self.waiting.capacity() == 0 {
-            self.waiting.reserve(bytes.max(FIRST));
+        // Doubled as a vector is, but not beyond the most.
+        let needed = self.waiting.len().saturating_add(bytes);
+        if !is_large && needed > self.waiting.capacity() {
+            let capacity = needed.max(self.waiting.capacity().saturating_mul(2)).min(MOST);
+            self.waiting.reserve_exact(capacity.saturating_sub(self.waiting.len()));
         }
         Poll::Ready(Ok(!is_large))
     }
@@ -104,7 +107,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.waiting.is_empty() {
-            if !self.turn.has_come(context) {
+            // What the socket has taken in part had its turn.
+            if self.passed == 0 && !self.turn.has_come(context) {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_pass(context))?;
@@ -251,7 +255,7 @@ mod tests {
                     let (now, later) = rest.split_at(size);
                     gathered.write_all(now).await.unwrap();
                     gathered.flush().await.unwrap();
-                    assert!(gathered.waiting.len() <= MOST);
+                    assert!(gathered.waiting.capacity() <= MOST);
                     rest = later;
                 }
                 // What is left goes before the end.

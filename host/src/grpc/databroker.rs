@@ -14,8 +14,8 @@ use crate::broker::{Broker, BrokerError};
 /// The service. One per process; it holds nothing but the broker.
 pub struct DataBroker(pub Arc<Broker>);
 
-/// Turns a stream of the broker into one of messages, of which each item is some. A panic on the way ends it like any other
-/// error: with trailers that say so, where the transport would reset the stream.
+/// Turns a stream of the broker into one of messages: some for each item. A panic on the way ends it like any other error:
+/// with trailers that say so, where the transport would reset the stream.
 pub(super) fn messages<T, I>(
     stream: impl Stream<Item = Result<T, BrokerError>> + Send + 'static,
     messages: impl Fn(T) -> I + Send + 'static,
@@ -25,10 +25,10 @@ where
     I: IntoIterator<IntoIter: Send> + 'static,
     I::Item: Send + 'static,
 {
-    let messages = stream.map(move |item| match item {
-        Ok(item) => Ok(stream::iter(messages(item)).map(Ok)),
-        Err(error) => Err(Status::from(error)),
-    });
+    let messages = stream
+        .map_err(Status::from)
+        .map_ok(move |item| stream::iter(messages(item)).map(Ok))
+        .try_flatten();
     let panicked = |_| {
         Err(Status::internal(
             "the stream failed by a fault of the server: open it again",
@@ -37,7 +37,6 @@ where
     AssertUnwindSafe(messages)
         .catch_unwind()
         .map(move |item| item.unwrap_or_else(panicked))
-        .try_flatten()
         .boxed()
 }
 
@@ -158,5 +157,25 @@ impl DataBrokerService for DataBroker {
             .sync_latest(convert::some_type(request.into_inner().r#type))
             .await?;
         Ok(Response::new(messages(stream, convert::sync_latest_messages)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_a_stream_ends_it_with_an_error() {
+        let numbers = stream::iter([Ok(1), Ok(0), Ok(2)]);
+        let divide = |number: i32| (0..2).map(move |_| 4_i32.checked_div(number).unwrap_or_else(|| panic!("by zero")));
+        let mut divided = messages(numbers, divide);
+        for _ in 0..2 {
+            assert_eq!(divided.next().await.unwrap().unwrap(), 4);
+        }
+        let error = divided.next().await.unwrap().unwrap_err();
+        assert_eq!(error.code(), tonic::Code::Internal);
+        assert!(divided.next().await.is_none());
     }
 }

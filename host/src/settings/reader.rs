@@ -311,7 +311,13 @@ impl<'a> Reader<'a> {
         wrong: String,
         remedy: impl Into<Cow<'static, str>>,
     ) {
-        let (wrong, remedy) = (without_passwords(&wrong), remedy.into());
+        // Of a secret, nothing is shown in the first place.
+        let wrong = if !key.secret && may_show_a_password(&wrong) {
+            "what is set there looks like a connection string, which is not shown".to_owned()
+        } else {
+            wrong
+        };
+        let remedy = remedy.into();
         self.mistakes
             .push((Some(key.variable), Mistake { setting, wrong, remedy }));
     }
@@ -435,28 +441,12 @@ fn hash(digest: &mut Sha256, value: &Value) {
     }
 }
 
-/// A text without what stands where a URL and a connection string have the user and the password, for a value that was meant for
-/// another setting.
-fn without_passwords(text: &str) -> String {
-    let ends = |letter: char| letter.is_whitespace() || matches!(letter, '"' | '\'' | '`');
-    let mut shown = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("://") {
-        let (authority, later) = after.split_at(after.find(ends).unwrap_or(after.len()));
-        shown.push_str(before);
-        shown.push_str("://");
-        match authority.rsplit_once('@') {
-            Some((_, host)) => shown.push_str(&format!("…@{host}")),
-            None => shown.push_str(authority),
-        }
-        rest = later;
-    }
-    shown.push_str(rest);
-    let Some((before, after)) = shown.split_once("password=") else {
-        return shown;
-    };
-    format!(
-        "{before}password=…{}",
-        after.find(ends).and_then(|end| after.get(end..)).unwrap_or_default()
-    )
+/// True where a text may show a connection string, which was meant for another setting. What of it is the password cannot be told
+/// for sure.
+fn may_show_a_password(text: &str) -> bool {
+    let has_user = text.split_once("://").is_some_and(|(_, rest)| rest.contains('@'));
+    let dense: String = text.chars().filter(|letter| !letter.is_whitespace()).collect();
+    let has = |word| dense.to_ascii_lowercase().contains(word);
+    // A secret of a plugin may be called `password`, too.
+    has_user || (has("password=") && ["host=", "hostaddr=", "port=", "user=", "dbname="].into_iter().any(has))
 }

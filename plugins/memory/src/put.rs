@@ -4,11 +4,7 @@
 //! the answer. What it lets through cannot fail any more.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-
-use foldhash::SharedSeed;
-use foldhash::fast::SeedableRandomState;
 
 use crate::batch::{Batch, Change, Operation, Outcome, PutResult, Refusal};
 use crate::budget::bytes;
@@ -155,8 +151,8 @@ impl<D: Data> Store<D> {
     fn foresee(&self, batch: &Batch<D>, indexed: &[Indexed]) -> Result<Foreseen, Refusal> {
         let mut foreseen = Foreseen::default();
         // A single step has none before it.
-        let mut touched: Option<HashMap<(&str, &str), Option<Live>, SeedableRandomState>> =
-            (batch.len() > 1).then(|| HashMap::with_capacity_and_hasher(batch.len(), hasher()));
+        let mut touched: Option<HashMap<(&str, &str), Option<Live>>> =
+            (batch.len() > 1).then(|| HashMap::with_capacity(batch.len()));
         let mut new_types = HashSet::new();
         let mut version = self.latest_version;
         for (step, (change, indexed)) in batch.iter().zip(indexed).enumerate() {
@@ -279,11 +275,6 @@ struct Live {
     version: Version,
     size: u64,
     cost: u64,
-}
-
-/// Hashes keys with less work than the standard library, whose randomness it is given: on this target it has none of its own.
-fn hasher() -> SeedableRandomState {
-    SeedableRandomState::with_seed(RandomState::new().hash_one(0), SharedSeed::global_fixed())
 }
 
 fn signed(bytes: u64) -> i64 {

@@ -98,8 +98,8 @@ impl<D: Data> Table<D> {
         Some((&slot.entry, slot.cost()))
     }
 
-    /// Writes a record and appends the change to the type's log. Looks for its place once: most of what a write costs is
-    /// looking.
+    /// Writes a record and appends the change to the type's log. Looks for its place once, since most of what a write
+    /// costs is looking; to write over a record takes a copy of its id for that.
     pub fn upsert(
         &mut self,
         version: Version,
