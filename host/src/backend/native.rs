@@ -98,7 +98,7 @@ impl Backend for Native {
         let batches = batches.into_iter().map(to_batch).collect::<Result<Vec<_>, _>>()?;
         let (result, options_revision) = {
             let mut store = self.store.lock();
-            let result = store.put(batches, now.0, &*self.descriptors, &|_| true);
+            let result = store.put(batches, now.0, &*self.descriptors, &|| true);
             (result, store.observed().options_revision)
         };
         self.changed.notify_waiters();

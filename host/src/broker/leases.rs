@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::BrokerError;
+use super::joined::Joined;
 use crate::backend::{Backend, LeaseAction, LeaseRequest};
 use crate::record::Timestamp;
 
@@ -22,10 +23,16 @@ const GRANT_BYTES: usize = 128;
 /// given and kept by the store alone.
 const REMEMBERED_BYTES: usize = 1 << 20;
 
+/// Most leases that one call asks for.
+const TOGETHER: usize = 64;
+
 /// The leases' part of the broker.
 pub struct Leases {
     backend: Arc<dyn Backend>,
     clock: fn() -> Timestamp,
+    /// Where callers meet; none where the store is shared: another host's claim to one of its leases may keep the store waiting,
+    /// which shall not keep the others from theirs.
+    joined: Option<Joined<LeaseRequest, bool>>,
     /// Where the store may forget.
     granted: Option<Mutex<Granted>>,
 }
@@ -56,12 +63,13 @@ enum Claim {
 }
 
 impl Leases {
-    /// Those of a store. Say if it forgets them when its plugin stops.
-    pub fn new(backend: Arc<dyn Backend>, clock: fn() -> Timestamp, forgets: bool) -> Self {
+    /// Those of a store, which other hosts may share, and which may be durable: see [`crate::backend::StoreInfo`].
+    pub fn new(backend: Arc<dyn Backend>, clock: fn() -> Timestamp, shared: bool, durable: bool) -> Self {
         Self {
             backend,
             clock,
-            granted: forgets.then(Mutex::default),
+            joined: (!shared).then(|| Joined::new(TOGETHER)),
+            granted: (!shared && !durable).then(Mutex::default),
         }
     }
 
@@ -69,7 +77,7 @@ impl Leases {
     pub async fn hold(&self, name: String, id: String, duration: Duration) -> Result<bool, BrokerError> {
         let action = LeaseAction::Hold(duration);
         let Some(granted) = &self.granted else {
-            return self.ask(name, id, action, (self.clock)()).await;
+            return self.ask(name, id, action).await;
         };
         let now = (self.clock)();
         let length = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
@@ -86,7 +94,7 @@ impl Leases {
             before,
             is_held: false,
         };
-        let held = self.ask(name.clone(), id.clone(), action, now).await?;
+        let held = self.ask(name.clone(), id.clone(), action).await?;
         claimed.is_held = held;
         if !held {
             claimed.before = None;
@@ -100,14 +108,18 @@ impl Leases {
             // Whatever becomes of the call, the caller does not hold it any more.
             granted.lock().forget(&name, &id);
         }
-        self.ask(name, id, LeaseAction::Release, (self.clock)()).await?;
+        self.ask(name, id, LeaseAction::Release).await?;
         Ok(())
     }
 
-    async fn ask(&self, name: String, id: String, action: LeaseAction, now: Timestamp) -> Result<bool, BrokerError> {
+    async fn ask(&self, name: String, id: String, action: LeaseAction) -> Result<bool, BrokerError> {
         let request = LeaseRequest { name, id, action };
-        let answers = self.backend.lease(vec![request], now).await?;
-        Ok(answers.first().copied().unwrap_or(false))
+        let ask = |requests| self.backend.lease(requests, (self.clock)());
+        let answer = match &self.joined {
+            Some(joined) => joined.ask(request, ask).await?,
+            None => ask(vec![request]).await?.first().copied().unwrap_or(false),
+        };
+        Ok(answer)
     }
 }
 

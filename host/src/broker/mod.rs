@@ -1,8 +1,9 @@
 //! What is the same for every backend: the semantics of the protocol, in plain Rust.
 //!
-//! Reads go straight to the backend. Whatever changes records, the change log or options goes through the one `writer`,
-//! which joins the callers that wait and feeds the `hub`, from which the streams in `sync` read. Where other hosts write to
-//! the same store, the `follower` feeds it too. `retention` removes what is old.
+//! Reads go straight to the backend; those of single records are `joined` on the way. Whatever changes records, the change
+//! log or options goes through the one `writer`, which joins the callers that wait and feeds the `hub`, from which the
+//! streams in `sync` read. Where other hosts write to the same store, the `follower` feeds it too. `retention` removes what
+//! is old.
 //!
 //! Neither protobuf messages nor WIT types come in here, and nothing is kept here but copies: the recent changes in the hub
 //! and the options.
@@ -11,6 +12,7 @@ mod closing;
 mod error;
 mod follower;
 mod hub;
+mod joined;
 mod leases;
 mod listings;
 mod options;
@@ -35,6 +37,7 @@ pub use error::BrokerError;
 use self::closing::Closing;
 use self::follower::Follower;
 use self::hub::Hub;
+use self::joined::Joined;
 use self::leases::Leases;
 use self::listings::Listings;
 use self::options::OptionsTable;
@@ -211,6 +214,10 @@ pub struct Broker {
     writer: Writer,
     leases: Leases,
     patcher: Patcher,
+    /// Where those meet who read one record.
+    gets: Joined<Key, Option<Record>>,
+    /// Where those meet who ask where the store stands.
+    positions: Joined<(), Position>,
     registry: Registry,
     listings: Arc<Listings>,
     /// The room for records that queries hold.
@@ -270,8 +277,10 @@ impl Broker {
         Ok(Arc::new(Self {
             shared: info.shared,
             descriptors,
-            leases: Leases::new(Arc::clone(&backend), clock, !info.shared && !info.durable),
+            leases: Leases::new(Arc::clone(&backend), clock, info.shared, info.durable),
             patcher: Patcher::default(),
+            gets: Joined::new(GET_KEYS),
+            positions: Joined::new(usize::MAX),
             registry: Registry {
                 backend: Arc::clone(&backend),
                 listings: Arc::clone(&listings),
@@ -295,8 +304,7 @@ impl Broker {
     /// Reads a record.
     pub async fn get(&self, key: Key) -> Result<Record, BrokerError> {
         self.refuse_after_shutdown()?;
-        let records = self.backend.get(vec![key]).await?;
-        records.into_iter().next().flatten().ok_or(BrokerError::RecordNotFound)
+        self.get_one(key).await?.ok_or(BrokerError::RecordNotFound)
     }
 
     /// Writes and deletes records, all or none, in their order.
@@ -376,7 +384,7 @@ impl Broker {
     /// Says where the store stands.
     pub async fn server_info(&self) -> Result<Position, BrokerError> {
         self.refuse_after_shutdown()?;
-        Ok(self.backend.current().await?)
+        self.current().await
     }
 
     /// Removes everything but leases and services; returns the server versions before and after. The options that Pomerium
@@ -491,9 +499,24 @@ impl Broker {
         self.writer.close().await
     }
 
+    async fn get_one(&self, key: Key) -> Result<Option<Record>, BrokerError> {
+        Ok(self.gets.ask(key, |keys| self.backend.get(keys)).await?)
+    }
+
+    /// Asks the backend where it stands.
+    async fn current(&self) -> Result<Position, BrokerError> {
+        let current = |asked: Vec<()>| async move { Ok(vec![self.backend.current().await?; asked.len()]) };
+        Ok(self.positions.ask((), current).await?)
+    }
+
     /// Reads records by key, [`GET_KEYS`] at most: one answer per key, in their order. Where they are too large for one
     /// answer of the backend, in smaller parts.
-    async fn get_all(&self, keys: Vec<Key>) -> Result<Vec<Option<Record>>, BrokerError> {
+    async fn get_all(&self, mut keys: Vec<Key>) -> Result<Vec<Option<Record>>, BrokerError> {
+        if keys.len() == 1
+            && let Some(key) = keys.pop()
+        {
+            return Ok(vec![self.get_one(key).await?]);
+        }
         let mut records = Vec::with_capacity(keys.len());
         let mut parts: Vec<&[Key]> = vec![&keys];
         while let Some(part) = parts.pop() {
@@ -528,7 +551,7 @@ impl Broker {
     /// The server version and the newest change; without a call where only this host writes to the store.
     async fn position(&self) -> Result<(u64, Version), BrokerError> {
         if self.shared || self.hub.in_doubt() {
-            let position = self.backend.current().await?;
+            let position = self.current().await?;
             return Ok((position.server_version, position.latest_version));
         }
         Ok(self.hub.position())

@@ -38,9 +38,10 @@ const QUEUE: usize = 1024;
 /// them while the store is slow. Further callers wait to be let in.
 const QUEUE_UNITS: usize = 64 << 10;
 const UNIT: usize = 1 << 10;
-/// A call takes no further batch once it carries so many bytes: with the 4 MiB that a batch may have, that keeps it within
-/// the 8 MiB that the storage interface promises.
-const GROUP_BYTES: usize = 4 << 20;
+/// A call takes no further batch once it carries so many bytes. More bring nothing that would make up for what callers wait, and
+/// cost a database more for each record; and with the 4 MiB that a batch may have, that keeps a call within the 8 MiB that the
+/// storage interface promises.
+const GROUP_BYTES: usize = 512 << 10;
 /// What each step counts beside its record, since even one without any is work: with the 2^16 and some more that fit into a
 /// batch, that keeps a call within the 2^17 steps that the storage interface promises.
 const STEP_BYTES: usize = 128;
@@ -827,7 +828,7 @@ mod tests {
             };
             PutJob {
                 batch: Batch {
-                    changes: vec![step; 10_000],
+                    changes: vec![step; 1_000],
                 },
                 read_under: None,
                 span: Span::none(),
@@ -842,6 +843,6 @@ mod tests {
             group.add(job());
         }
         let steps: usize = group.batches.iter().map(|batch| batch.changes.len()).sum();
-        assert!((10_000..50_000).contains(&steps), "{steps}");
+        assert!((3_000..6_000).contains(&steps), "{steps}");
     }
 }

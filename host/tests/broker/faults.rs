@@ -165,6 +165,7 @@ async fn nothing_is_read_from_a_store_that_is_closed() {
         .await
         .unwrap();
     let has = |found: &dyn Fn(&Call) -> bool| calls.lock().unwrap().iter().any(found);
+    let mut changes = sync(&broker, Some("another"), 0).await;
 
     let query = Query {
         text: "x".to_owned(),
@@ -180,10 +181,7 @@ async fn nothing_is_read_from_a_store_that_is_closed() {
         async move { broker.shutdown().await }
     });
     // Streams end first: by then the shutdown has begun.
-    until("the shutdown begins", async || {
-        broker.server_info().await == Err(BrokerError::ShuttingDown)
-    })
-    .await;
+    assert_eq!(next(&mut changes).await.err(), Some(BrokerError::ShuttingDown));
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }

@@ -116,7 +116,7 @@ impl Guest for Memory {
     async fn put(batches: Vec<Vec<wit::Change>>, now: Timestamp) -> Result<wit::PutResult, Error> {
         let batches = batches.into_iter().map(batch).collect::<Result<Vec<_>, _>>()?;
         with_store(|store| {
-            let result = store.put(batches, now, &Host, &|bytes| has_room(bytes.saturating_add(HEADROOM)));
+            let result = store.put(batches, now, &Host, &has_headroom);
             Ok(wit::PutResult {
                 server_version: result.server_version,
                 // Nobody else sets options here.
@@ -129,7 +129,7 @@ impl Guest for Memory {
     async fn get(keys: Vec<Key>) -> Result<Vec<Option<Record>>, Error> {
         with_store(|store| {
             let entries: Vec<_> = keys.iter().map(|key| store.get(&key.type_, &key.id)).collect();
-            expect_room(entries.iter().flatten().map(|entry| entry.size()).sum())?;
+            expect_fits(entries.iter().flatten().map(|entry| entry.size()).sum())?;
             Ok(entries.into_iter().map(|entry| entry.map(record)).collect())
         })
     }
@@ -218,10 +218,7 @@ impl Guest for Memory {
             ttl: options.ttl,
         });
         let mut reindex = with_store(|store| Ok(store.start_reindex(record_type, options)?))?;
-        while !with_store(|store| {
-            let has_room = || has_room(HEADROOM);
-            Ok(store.continue_reindex(&mut reindex, &Host, &has_room)?)
-        })? {
+        while !with_store(|store| Ok(store.continue_reindex(&mut reindex, &Host, &has_headroom)?))? {
             wit_bindgen::yield_async().await;
         }
         Ok(())
@@ -371,14 +368,32 @@ fn has_room(bytes: u64) -> bool {
     has_room
 }
 
-/// Fails where an answer of so many bytes might not fit.
-fn expect_room(bytes: u64) -> Result<(), Error> {
-    if bytes > ANSWER_BYTES || (bytes > PAGE_BYTES && !has_room(bytes.saturating_add(PAGE_BYTES))) {
-        return Err(Error::Exhausted(format!(
-            "an answer of {bytes} bytes is more than fits: ask for less at once"
-        )));
+/// Says whether there is as much free memory as shall be.
+fn has_headroom() -> bool {
+    has_room(HEADROOM)
+}
+
+/// Fails where an answer of so many bytes is refused.
+fn expect_fits(bytes: u64) -> Result<(), Error> {
+    if bytes > ANSWER_BYTES {
+        return Err(too_large(bytes));
     }
     Ok(())
+}
+
+/// Fails where an answer of so many bytes is refused, or might not fit into the memory into which it is copied.
+fn expect_room(bytes: u64) -> Result<(), Error> {
+    expect_fits(bytes)?;
+    if bytes > PAGE_BYTES && !has_room(bytes.saturating_add(PAGE_BYTES)) {
+        return Err(too_large(bytes));
+    }
+    Ok(())
+}
+
+fn too_large(bytes: u64) -> Error {
+    Error::Exhausted(format!(
+        "an answer of {bytes} bytes is more than fits: ask for less at once"
+    ))
 }
 
 fn length(text: &str) -> u64 {

@@ -14,26 +14,23 @@ use crate::retention::INSTANCE_FULL;
 use crate::store::Store;
 use crate::table::Table;
 
-const TOO_MANY_DELETES: &str = "there is no room to return the last data of so many records at once: delete fewer in one \
-                                call";
+const TOO_MANY_DELETES: &str =
+    "the last data of so many records does not fit into one answer: delete fewer in one call";
 
 impl<D: Data> Store<D> {
     /// Tombstones of more bytes than this are not returned from one put, whatever memory there is.
     const LARGEST_ANSWER: u64 = 64 << 20;
 
-    /// Tombstones of fewer bytes than this are returned from a put without asking whether there is memory for them.
-    const SMALL_ANSWER: u64 = 4 << 20;
-
     /// Applies batches, each of them whole or not at all, in their order.
     ///
-    /// `has_room` says whether the memory around the store has so many bytes left, for the answer, on top of what it
-    /// needs for everything else. Where it has not, history is given up first; then batches that grow are refused.
+    /// `has_room` says whether the memory around the store still has what it needs for everything else. Where it has not,
+    /// history is given up first; then batches that grow are refused.
     pub fn put(
         &mut self,
         batches: Vec<Batch<D>>,
         now: Timestamp,
         extract: &impl Extract,
-        has_room: &impl Fn(u64) -> bool,
+        has_room: &impl Fn() -> bool,
     ) -> PutResult<D> {
         let found = self.extract(&batches, extract);
         let mut answer_bytes = 0;
@@ -111,10 +108,11 @@ impl<D: Data> Store<D> {
         batch: &Batch<D>,
         indexed: &[Indexed],
         answer_before: u64,
-        has_room: &impl Fn(u64) -> bool,
+        has_room: &impl Fn() -> bool,
     ) -> Result<u64, Refusal> {
         let foreseen = self.foresee(batch, indexed)?;
-        if foreseen.adds && foreseen.growth > 0 {
+        let grows = foreseen.adds && foreseen.growth > 0;
+        if grows {
             let live = self
                 .usage
                 .live()
@@ -123,20 +121,17 @@ impl<D: Data> Store<D> {
                 return Err(Refusal::Exhausted(self.no_room()));
             }
         }
-        let answer = answer_before + foreseen.answer;
-        if answer > Self::LARGEST_ANSWER {
+        if answer_before + foreseen.answer > Self::LARGEST_ANSWER {
             return Err(Refusal::Exhausted(TOO_MANY_DELETES.to_owned()));
         }
-        let is_large = (foreseen.adds && foreseen.growth > 0) || answer > Self::SMALL_ANSWER;
         // Until the budget is used up, what is written comes on top of the history that is kept of what it replaces.
         let lengthens = self.usage.used().saturating_add(foreseen.written) <= self.budget.limit();
-        while (is_large || lengthens) && !has_room(answer) {
+        while (grows || lengthens) && !has_room() {
             if !self.give_up_history() {
-                if !is_large {
+                if !grows {
                     break;
                 }
-                let text = if foreseen.adds { INSTANCE_FULL } else { TOO_MANY_DELETES };
-                return Err(Refusal::Exhausted(text.to_owned()));
+                return Err(Refusal::Exhausted(INSTANCE_FULL.to_owned()));
             }
         }
         if !self.reserve(batch) {

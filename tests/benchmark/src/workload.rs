@@ -24,6 +24,10 @@ const STREAMS_PER_CONNECTION: usize = 100;
 /// Records in one Put while a store is filled.
 const FILLING: usize = 100;
 
+/// A workload writes no more new records than this: a store has room for so many, and on a quick machine they are written
+/// before the time is up.
+const MOST_NEW: usize = 200_000;
+
 /// How long leases are taken for.
 const LEASE: prost_types::Duration = prost_types::Duration { seconds: 30, nanos: 0 };
 
@@ -319,6 +323,10 @@ pub(crate) async fn run(
         fresh,
         effort,
         callers: workload.callers,
+        most_calls: match workload.work {
+            Work::Put(batch) => MOST_NEW / batch,
+            _ => usize::MAX,
+        },
     };
     match workload.work {
         // Both are known without anything being done here.
@@ -411,10 +419,13 @@ struct Runner<'a> {
     fresh: &'a AtomicUsize,
     effort: Effort,
     callers: usize,
+    /// Calls are made until the time is up, or so many were made.
+    most_calls: usize,
 }
 
 impl Runner<'_> {
-    /// Calls, one after the other in each caller, until the time is up. The number counts calls over all callers.
+    /// Calls, one after the other in each caller, until the time is up or there were enough. The number counts calls over
+    /// all callers.
     async fn calls<F>(&self, operations: usize, call: impl Fn(Client, usize) -> F) -> anyhow::Result<Done>
     where
         F: Future<Output = anyhow::Result<()>>,
@@ -428,10 +439,10 @@ impl Runner<'_> {
         let before = self.process.times()?;
         let begun = Instant::now();
         let callers = clients.iter().map(|client| {
-            let (call, next) = (&call, &next);
+            let (call, next, numbers) = (&call, &next, &numbers);
             async move {
                 let mut latencies = Vec::new();
-                while begun.elapsed() < self.effort.duration {
+                while begun.elapsed() < self.effort.duration && numbers.given() < self.most_calls {
                     let called = Instant::now();
                     call(client.clone(), next()).await?;
                     latencies.push(called.elapsed());
@@ -603,6 +614,10 @@ impl Runner<'_> {
 struct Numbers(AtomicUsize);
 
 impl Numbers {
+    fn given(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     fn next(&self) -> usize {
         self.0.fetch_add(1, Ordering::Relaxed).wrapping_mul(7919)
     }

@@ -269,7 +269,7 @@ fn an_instance_without_memory_refuses_what_adds() {
     put(&mut store, batch, 1).unwrap();
     let mut put_scarce = |change| {
         store
-            .put(vec![vec![change]], 2, &extract, &|_| false)
+            .put(vec![vec![change]], 2, &extract, &|| false)
             .batches
             .pop()
             .unwrap()
@@ -324,7 +324,7 @@ fn history_stays_within_an_instance_that_is_smaller_than_the_budget() {
     let mut store = Store::new(Budget::of(64 << 20), 1);
     let all = Arc::new(AtomicU64::new(0));
     let room = 256 * KIBIBYTE;
-    let has_room = |_| all.load(Ordering::Relaxed) < room;
+    let has_room = || all.load(Ordering::Relaxed) < room;
     for now in 0..2_000 {
         let overwrite = Change {
             record_type: "t".to_owned(),

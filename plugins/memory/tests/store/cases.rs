@@ -109,7 +109,7 @@ fn a_refused_batch_does_not_disturb_the_others() {
         vec![upsert("t", "b", "2"), expecting(9, upsert("t", "a", "2"))],
         vec![expecting(1, upsert("t", "a", "3"))],
     ];
-    let result = store.put(batches, 1, &extract, &|_| true);
+    let result = store.put(batches, 1, &extract, &|| true);
     assert_eq!(result.batches[1].as_ref().unwrap_err(), &Refusal::Conflict(1));
     assert_eq!(outcome(&result.batches[2].as_ref().unwrap()[0]), "stored 2");
     assert_eq!(ids(&scan(&store, None, None, BIG)), "a");

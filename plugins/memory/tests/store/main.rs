@@ -96,7 +96,7 @@ pub fn expecting(version: Version, change: Change<Data>) -> Change<Data> {
 }
 
 pub fn put(store: &mut Store<Data>, batch: Batch<Data>, now: Timestamp) -> Result<Vec<Outcome<Data>>, Refusal> {
-    store.put(vec![batch], now, &extract, &|_| true).batches.pop().unwrap()
+    store.put(vec![batch], now, &extract, &|| true).batches.pop().unwrap()
 }
 
 pub fn scan_request(record_type: Option<&str>) -> ScanRequest {
