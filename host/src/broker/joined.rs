@@ -4,8 +4,8 @@
 //! are ready at the same time, as those of one connection often are, share it. The first of them leads: it lets everything
 //! else that is ready go first, and then asks for all who have come meanwhile. Who is alone waits for nobody.
 //!
-//! A leader may go away before it has the answers. Then the others ask again; so this is for questions that may be asked
-//! twice.
+//! A leader may go away before it has the answers. Then each of the others asks by itself; so this is for questions that may
+//! be asked twice. The call is a part of the leader's trace.
 
 use futures::future::join_all;
 use parking_lot::Mutex;
@@ -20,7 +20,8 @@ pub struct Joined<Question, Answer> {
     group: Mutex<Group<Question, Answer>>,
 }
 
-/// Those who have come since somebody leads; none where nobody does.
+/// Those who have come since somebody leads; none where nobody does. No more than there are open calls, which
+/// `grpc/room.rs` bounds.
 type Group<Question, Answer> = Option<Vec<Waiting<Question, Answer>>>;
 
 struct Waiting<Question, Answer> {
@@ -46,27 +47,26 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
     where
         Call: Future<Output = Result<Vec<Answer>, BackendError>>,
     {
-        loop {
-            let (answer, leading) = self.join(&question);
-            if let Some(leading) = leading {
-                tokio::task::yield_now().await;
-                let mut waiting = leading.close();
-                if waiting.len() == 1 {
-                    return one(call(vec![question]).await);
-                }
-                let mut calls = Vec::new();
-                while !waiting.is_empty() {
-                    let rest = waiting.split_off(self.most.min(waiting.len()));
-                    calls.push(carry(waiting, &call));
-                    waiting = rest;
-                }
-                join_all(calls).await;
+        let (answer, leading) = self.join(&question);
+        if let Some(leading) = leading {
+            tokio::task::yield_now().await;
+            let mut waiting = leading.close();
+            if waiting.len() == 1 {
+                return only(call(vec![question]).await);
             }
-            match answer.await {
-                Ok(Err(error)) if may_be_of_another(&error) => return one(call(vec![question]).await),
-                Ok(answer) => return answer,
-                Err(_leader_went_away) => {}
+            let mut calls = Vec::new();
+            while !waiting.is_empty() {
+                let rest = waiting.split_off(self.most.min(waiting.len()));
+                calls.push(carry(waiting, &call));
+                waiting = rest;
             }
+            join_all(calls).await;
+        }
+        match answer.await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if !may_be_of_another(&error) => Err(error),
+            // That, or the leader has gone away.
+            _ => only(call(vec![question]).await),
         }
     }
 
@@ -124,7 +124,10 @@ async fn carry<Question, Answer, Call>(waiting: Vec<Waiting<Question, Answer>>, 
 where
     Call: Future<Output = Result<Vec<Answer>, BackendError>>,
 {
-    let (questions, callers): (Vec<_>, Vec<_>) = waiting.into_iter().map(|one| (one.question, one.answer)).unzip();
+    let (questions, callers): (Vec<_>, Vec<_>) = waiting
+        .into_iter()
+        .map(|caller| (caller.question, caller.answer))
+        .unzip();
     let error = match call(questions).await {
         Ok(answers) if answers.len() == callers.len() => {
             for (caller, answer) in callers.into_iter().zip(answers) {
@@ -141,7 +144,8 @@ where
     }
 }
 
-fn one<Answer>(answers: Result<Vec<Answer>, BackendError>) -> Result<Answer, BackendError> {
+/// The one answer to one question.
+pub(super) fn only<Answer>(answers: Result<Vec<Answer>, BackendError>) -> Result<Answer, BackendError> {
     answers?.pop().ok_or_else(wrong_number)
 }
 
@@ -259,11 +263,10 @@ mod tests {
                 assert_eq!(other.await.unwrap(), Ok(2 * number));
             }
             let calls = std::mem::take(&mut *doubler.calls.lock());
-            let expected: &[&[u32]] = if during_the_call {
-                &[&[1, 2, 3], &[2, 3]]
-            } else {
-                &[&[2, 3]]
-            };
+            let mut expected = vec![vec![2], vec![3]];
+            if during_the_call {
+                expected.insert(0, vec![1, 2, 3]);
+            }
             assert_eq!(calls, expected);
         }
     }

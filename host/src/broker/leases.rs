@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::BrokerError;
-use super::joined::Joined;
+use super::joined::{Joined, only};
 use crate::backend::{Backend, LeaseAction, LeaseRequest};
 use crate::record::Timestamp;
 
@@ -23,15 +23,16 @@ const GRANT_BYTES: usize = 128;
 /// given and kept by the store alone.
 const REMEMBERED_BYTES: usize = 1 << 20;
 
-/// Most leases that one call asks for.
-const TOGETHER: usize = 64;
+/// Most requests that one call carries.
+const LEASE_REQUESTS: usize = 64;
 
 /// The leases' part of the broker.
 pub struct Leases {
     backend: Arc<dyn Backend>,
     clock: fn() -> Timestamp,
     /// Where callers meet; none where the store is shared: another host's claim to one of its leases may keep the store waiting,
-    /// which shall not keep the others from theirs.
+    /// which shall not keep the others from theirs. A request may reach the store twice: who holds a lease holds it on, and a
+    /// release after another one has taken it does nothing.
     joined: Option<Joined<LeaseRequest, bool>>,
     /// Where the store may forget.
     granted: Option<Mutex<Granted>>,
@@ -68,7 +69,7 @@ impl Leases {
         Self {
             backend,
             clock,
-            joined: (!shared).then(|| Joined::new(TOGETHER)),
+            joined: (!shared).then(|| Joined::new(LEASE_REQUESTS)),
             granted: (!shared && !durable).then(Mutex::default),
         }
     }
@@ -117,7 +118,7 @@ impl Leases {
         let ask = |requests| self.backend.lease(requests, (self.clock)());
         let answer = match &self.joined {
             Some(joined) => joined.ask(request, ask).await?,
-            None => ask(vec![request]).await?.first().copied().unwrap_or(false),
+            None => only(ask(vec![request]).await)?,
         };
         Ok(answer)
     }

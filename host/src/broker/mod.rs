@@ -87,6 +87,9 @@ const QUERY_ATTEMPTS: usize = 3;
 /// Most keys that one call of the backend reads: so many of the largest records, 64 MiB, are held at once.
 const GET_KEYS: usize = 16;
 
+/// A longer key is asked for by itself: those of sixteen requests could be more than a plugin has room for.
+const JOINED_KEY_BYTES: usize = 4 << 10;
+
 /// A record to write, delete or patch.
 #[derive(Clone, Debug)]
 pub struct Write {
@@ -499,7 +502,11 @@ impl Broker {
         self.writer.close().await
     }
 
+    /// Reads a record, together with others who read one.
     async fn get_one(&self, key: Key) -> Result<Option<Record>, BrokerError> {
+        if key.record_type.len() + key.id.len() > JOINED_KEY_BYTES {
+            return Ok(joined::only(self.backend.get(vec![key]).await)?);
+        }
         Ok(self.gets.ask(key, |keys| self.backend.get(keys)).await?)
     }
 
@@ -511,11 +518,9 @@ impl Broker {
 
     /// Reads records by key, [`GET_KEYS`] at most: one answer per key, in their order. Where they are too large for one
     /// answer of the backend, in smaller parts.
-    async fn get_all(&self, mut keys: Vec<Key>) -> Result<Vec<Option<Record>>, BrokerError> {
-        if keys.len() == 1
-            && let Some(key) = keys.pop()
-        {
-            return Ok(vec![self.get_one(key).await?]);
+    async fn get_all(&self, keys: Vec<Key>) -> Result<Vec<Option<Record>>, BrokerError> {
+        if let [key] = keys.as_slice() {
+            return Ok(vec![self.get_one(key.clone()).await?]);
         }
         let mut records = Vec::with_capacity(keys.len());
         let mut parts: Vec<&[Key]> = vec![&keys];

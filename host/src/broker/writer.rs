@@ -38,9 +38,9 @@ const QUEUE: usize = 1024;
 /// them while the store is slow. Further callers wait to be let in.
 const QUEUE_UNITS: usize = 64 << 10;
 const UNIT: usize = 1 << 10;
-/// A call takes no further batch once it carries so many bytes. More bring nothing that would make up for what callers wait, and
-/// cost a database more for each record; and with the 4 MiB that a batch may have, that keeps a call within the 8 MiB that the
-/// storage interface promises.
+/// A call takes no further batch once it carries so many bytes. Larger calls make callers wait longer, and cost a database
+/// more for each record. With the 4 MiB that a batch may have, a call stays within the 8 MiB that the storage interface
+/// promises.
 const GROUP_BYTES: usize = 512 << 10;
 /// What each step counts beside its record, since even one without any is work: with the 2^16 and some more that fit into a
 /// batch, that keeps a call within the 2^17 steps that the storage interface promises.

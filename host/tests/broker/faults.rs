@@ -753,3 +753,57 @@ async fn a_query_for_the_total_alone_reads_nothing() {
     assert_eq!(broker.query(query).await.unwrap().total, 600);
     assert_eq!(scans.load(Ordering::SeqCst), 0);
 }
+
+#[tokio::test]
+async fn who_asks_at_the_same_time_shares_a_call() {
+    for shared in [false, true] {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let (inner, info) = native(shared);
+        let tap = Tap::new(inner, {
+            let calls = Arc::clone(&calls);
+            move |call| {
+                if ["get", "current", "lease"].iter().any(|function| call.begins(function)) {
+                    calls.lock().unwrap().push((call.function, call.size));
+                }
+                async { Ok(()) }
+            }
+        });
+        let broker = broker_over(tap, info, Config::default()).await;
+        let made = || std::mem::take(&mut *calls.lock().unwrap());
+        let ids: Vec<String> = (0..20).map(|id| id.to_string()).collect();
+        broker
+            .put(ids.iter().map(|id| write("t", id, b"")).collect())
+            .await
+            .unwrap();
+        made();
+
+        let get = |id: &String| broker.get(Key::new("t", id.clone()));
+        let found = futures::future::try_join_all(ids.iter().map(get)).await.unwrap();
+        let found: Vec<_> = found.into_iter().map(|record| record.key.id).collect();
+        assert_eq!(found, ids);
+        assert_eq!(made(), [("get", 16), ("get", 4)]);
+
+        // Those of sixteen requests could be more than a plugin has room for.
+        let long = Key::new("t", "x".repeat(8 << 10));
+        let (one, other) = tokio::join!(broker.get(long.clone()), broker.get(long));
+        assert!(one.is_err() && other.is_err());
+        assert_eq!(made(), [("get", 1), ("get", 1)]);
+
+        let infos = futures::future::join_all((0..20).map(|_| broker.server_info())).await;
+        assert!(infos.iter().all(Result::is_ok));
+        assert_eq!(made(), [("current", 0)]);
+
+        let acquire = |name: &str| broker.acquire_lease(name.to_owned(), Duration::from_secs(60));
+        let (first, second, again) = tokio::join!(acquire("a"), acquire("b"), acquire("a"));
+        assert!(first.is_ok() && second.is_ok());
+        assert_eq!(again.err(), Some(BrokerError::LeaseTaken));
+        // Where it is shared, another host may keep the store waiting with one lease, but not with the others. Who remembers the
+        // leases of a store need not ask it whether one is taken.
+        let expected = if shared {
+            vec![("lease", 1); 3]
+        } else {
+            vec![("lease", 2)]
+        };
+        assert_eq!(made(), expected);
+    }
+}

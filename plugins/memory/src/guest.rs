@@ -368,7 +368,7 @@ fn has_room(bytes: u64) -> bool {
     has_room
 }
 
-/// Says whether there is as much free memory as shall be.
+/// Says whether [`HEADROOM`] can be allocated now.
 fn has_headroom() -> bool {
     has_room(HEADROOM)
 }

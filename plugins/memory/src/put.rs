@@ -18,7 +18,7 @@ const TOO_MANY_DELETES: &str =
     "the last data of so many records does not fit into one answer: delete fewer in one call";
 
 impl<D: Data> Store<D> {
-    /// Tombstones of more bytes than this are not returned from one put, whatever memory there is.
+    /// Tombstones of more bytes than this are not returned from one put: no host takes more.
     const LARGEST_ANSWER: u64 = 64 << 20;
 
     /// Applies batches, each of them whole or not at all, in their order.

@@ -432,19 +432,18 @@ impl Runner<'_> {
     {
         let clients = self.connect(self.callers, CALLERS_PER_CONNECTION).await?;
         let numbers = Numbers::default();
-        let next = || numbers.next();
         for client in &clients {
-            call(client.clone(), next()).await?;
+            call(client.clone(), numbers.next()).await?;
         }
         let before = self.process.times()?;
         let begun = Instant::now();
         let callers = clients.iter().map(|client| {
-            let (call, next, numbers) = (&call, &next, &numbers);
+            let (call, numbers) = (&call, &numbers);
             async move {
                 let mut latencies = Vec::new();
                 while begun.elapsed() < self.effort.duration && numbers.given() < self.most_calls {
                     let called = Instant::now();
-                    call(client.clone(), next()).await?;
+                    call(client.clone(), numbers.next()).await?;
                     latencies.push(called.elapsed());
                 }
                 anyhow::Ok(latencies)
