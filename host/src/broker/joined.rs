@@ -26,8 +26,10 @@ type Group<Question, Answer> = Option<Vec<Waiting<Question, Answer>>>;
 
 struct Waiting<Question, Answer> {
     question: Question,
-    answer: oneshot::Sender<Result<Answer, BackendError>>,
+    answer: oneshot::Sender<Reply<Answer>>,
 }
+
+type Reply<Answer> = Result<Answer, BackendError>;
 
 impl<Question: Clone, Answer> Joined<Question, Answer> {
     /// Calls carry so many questions at most.
@@ -71,13 +73,7 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
     }
 
     /// Where the answer comes; and the lead, where nobody has it.
-    fn join(
-        &self,
-        question: &Question,
-    ) -> (
-        oneshot::Receiver<Result<Answer, BackendError>>,
-        Option<Leading<'_, Question, Answer>>,
-    ) {
+    fn join(&self, question: &Question) -> (oneshot::Receiver<Reply<Answer>>, Option<Leading<'_, Question, Answer>>) {
         let (answer, receiver) = oneshot::channel();
         let waiting = Waiting {
             question: question.clone(),
