@@ -4,14 +4,24 @@
 //! are ready at the same time, as those of one connection often are, share it. The first of them leads: it lets everything
 //! else that is ready go first, and then asks for all who have come meanwhile. Who is alone waits for nobody.
 //!
-//! A leader may go away before it has the answers. Then each of the others asks by itself; so this is for questions that may
-//! be asked twice. The call is a part of the leader's trace.
+//! Whoever shares a call shall not suffer from another one's question. So each asks by itself, a second time, where the call
+//! has failed for what may be one question's fault, or takes longer than [`PATIENCE`]. Where all calls are as slow as that, one
+//! in so many is made in vain, and the rest is as if nobody had joined.
+//!
+//! A call for several is a task of its own, which goes on when its leader goes away; it is a part of the leader's trace. A
+//! leader that goes away before it has asked leaves each of the others to ask by itself.
 
-use futures::future::join_all;
+use std::task::Poll;
+use std::time::Duration;
+
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use crate::backend::BackendError;
+
+/// How long those wait who share a call. Far longer than a store takes that is well.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where callers with questions of one kind meet.
 pub struct Joined<Question, Answer> {
@@ -20,8 +30,7 @@ pub struct Joined<Question, Answer> {
     group: Mutex<Group<Question, Answer>>,
 }
 
-/// Those who have come since somebody leads; none where nobody does. No more than there are open calls, which
-/// `grpc/room.rs` bounds.
+/// Those who have come since somebody leads, which is a turn of the runtime ago at most; none where nobody does.
 type Group<Question, Answer> = Option<Vec<Waiting<Question, Answer>>>;
 
 struct Waiting<Question, Answer> {
@@ -47,27 +56,32 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
         call: impl Fn(Vec<Question>) -> Call,
     ) -> Result<Answer, BackendError>
     where
-        Call: Future<Output = Result<Vec<Answer>, BackendError>>,
+        Question: Send + 'static,
+        Answer: Send + 'static,
+        Call: Future<Output = Result<Vec<Answer>, BackendError>> + Send + 'static,
     {
         let (answer, leading) = self.join(&question);
         if let Some(leading) = leading {
-            tokio::task::yield_now().await;
+            let_others_go_first().await;
             let mut waiting = leading.close();
+            waiting.retain(|caller| !caller.answer.is_closed());
             if waiting.len() == 1 {
                 return only(call(vec![question]).await);
             }
-            let mut calls = Vec::new();
             while !waiting.is_empty() {
                 let rest = waiting.split_off(self.most.min(waiting.len()));
-                calls.push(carry(waiting, &call));
+                let (questions, callers): (Vec<_>, _) = waiting
+                    .into_iter()
+                    .map(|caller| (caller.question, caller.answer))
+                    .unzip();
+                tokio::spawn(tell(callers, call(questions)).in_current_span());
                 waiting = rest;
             }
-            join_all(calls).await;
         }
         match answer.await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if !may_be_of_another(&error) => Err(error),
-            // That, or the leader has gone away.
+            // That; or it took too long, or the leader went away before it had asked.
             _ => only(call(vec![question]).await),
         }
     }
@@ -115,16 +129,29 @@ impl<Question, Answer> Drop for Leading<'_, Question, Answer> {
     }
 }
 
-/// Makes a call for all of these, and tells them.
-async fn carry<Question, Answer, Call>(waiting: Vec<Waiting<Question, Answer>>, call: &impl Fn(Vec<Question>) -> Call)
-where
-    Call: Future<Output = Result<Vec<Answer>, BackendError>>,
-{
-    let (questions, callers): (Vec<_>, Vec<_>) = waiting
-        .into_iter()
-        .map(|caller| (caller.question, caller.answer))
-        .unzip();
-    let error = match call(questions).await {
+/// Lets everything else go first that is ready on this thread, unless another thread has nothing to do. The runtime's own
+/// `yield_now` keeps the task on its thread until that has looked for news of its connections, which is long where a plugin computes.
+async fn let_others_go_first() {
+    let mut have_gone = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut have_gone, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Tells these callers what a call gives in time.
+async fn tell<Answer>(
+    callers: Vec<oneshot::Sender<Reply<Answer>>>,
+    call: impl Future<Output = Result<Vec<Answer>, BackendError>>,
+) {
+    let Ok(answered) = tokio::time::timeout(PATIENCE, call).await else {
+        return;
+    };
+    let error = match answered {
         Ok(answers) if answers.len() == callers.len() => {
             for (caller, answer) in callers.into_iter().zip(answers) {
                 // One that has gone away does not hear of it.
@@ -149,11 +176,15 @@ fn wrong_number() -> BackendError {
     BackendError::Internal("the store gave another number of answers than it was asked for".to_owned())
 }
 
-/// True where a call may have failed for what only one of its questions is about. The others then have an answer.
+/// True where a call may have failed for what only one of its questions is about. The others then have an answer. What has
+/// stopped the plugin is not asked twice.
 fn may_be_of_another(error: &BackendError) -> bool {
     matches!(
         error,
-        BackendError::Exhausted(_) | BackendError::Corrupt(_) | BackendError::Internal(_)
+        BackendError::Unavailable(_)
+            | BackendError::Exhausted(_)
+            | BackendError::Corrupt(_)
+            | BackendError::Internal(_)
     )
 }
 
@@ -168,12 +199,25 @@ mod tests {
 
     type Doubling = Joined<u32, u32>;
 
-    /// Doubles numbers. A call takes a turn of the runtime, and is noted before.
+    /// Doubles numbers. A call takes a turn of the runtime, and is noted before. Of 77 it is without end.
     #[derive(Default)]
     struct Doubler {
         calls: Mutex<Vec<Vec<u32>>>,
         /// Calls wait for this.
         is_held: AtomicBool,
+    }
+
+    /// What is wrong with a number.
+    fn fault(number: u32) -> Option<BackendError> {
+        let text = number.to_string();
+        match number {
+            11 => Some(BackendError::Unavailable(text)),
+            12 => Some(BackendError::Exhausted(text)),
+            13 => Some(BackendError::Corrupt(text)),
+            14 => Some(BackendError::Internal(text)),
+            15 => Some(BackendError::Stopped(text)),
+            _ => None,
+        }
     }
 
     impl Doubler {
@@ -183,11 +227,11 @@ mod tests {
             while self.is_held.load(Ordering::Relaxed) {
                 tokio::task::yield_now().await;
             }
-            if numbers.contains(&13) {
-                return Err(BackendError::Corrupt("13".to_owned()));
+            if numbers.contains(&77) {
+                std::future::pending::<()>().await;
             }
-            if numbers.contains(&99) {
-                return Err(BackendError::Unavailable("99".to_owned()));
+            if let Some(fault) = numbers.iter().copied().find_map(fault) {
+                return Err(fault);
             }
             Ok(numbers.into_iter().map(|number| 2 * number).collect())
         }
@@ -203,7 +247,13 @@ mod tests {
         number: u32,
     ) -> tokio::task::JoinHandle<Result<u32, BackendError>> {
         let (joined, doubler) = (Arc::clone(joined), Arc::clone(doubler));
-        tokio::spawn(async move { joined.ask(number, |numbers| doubler.double(numbers)).await })
+        tokio::spawn(async move {
+            let double = |numbers| {
+                let doubler = Arc::clone(&doubler);
+                async move { doubler.double(numbers).await }
+            };
+            joined.ask(number, double).await
+        })
     }
 
     #[tokio::test]
@@ -225,18 +275,40 @@ mod tests {
 
     #[tokio::test]
     async fn what_fails_for_one_fails_for_no_other_and_what_fails_for_all_is_asked_once() {
+        for number in [11, 12, 13, 14] {
+            let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
+            let [first, second, third] = [1, number, 2].map(|number| ask(&joined, &doubler, number));
+            assert_eq!(first.await.unwrap(), Ok(2));
+            assert_eq!(second.await.unwrap(), Err(fault(number).unwrap()));
+            assert_eq!(third.await.unwrap(), Ok(4));
+            assert_eq!(*doubler.calls.lock().first().unwrap(), [1, number, 2]);
+        }
         let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
-        let asked = [1, 13, 2].map(|number| ask(&joined, &doubler, number));
-        let [first, second, third] = asked;
-        assert_eq!(first.await.unwrap(), Ok(2));
-        assert!(matches!(second.await.unwrap(), Err(BackendError::Corrupt(_))));
-        assert_eq!(third.await.unwrap(), Ok(4));
-
-        doubler.calls.lock().clear();
-        for asked in [1, 99, 2].map(|number| ask(&joined, &doubler, number)) {
-            assert!(matches!(asked.await.unwrap(), Err(BackendError::Unavailable(_))));
+        for asked in [1, 15, 2].map(|number| ask(&joined, &doubler, number)) {
+            assert!(matches!(asked.await.unwrap(), Err(BackendError::Stopped(_))));
         }
         assert_eq!(doubler.sizes(), [3]);
+    }
+
+    #[tokio::test]
+    async fn what_takes_for_ever_for_one_delays_the_others_only_for_a_while() {
+        let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
+        let [first, endless, third] = [1, 77, 2].map(|number| ask(&joined, &doubler, number));
+        assert_eq!(first.await.unwrap(), Ok(2));
+        assert_eq!(third.await.unwrap(), Ok(4));
+        assert!(!endless.is_finished());
+        endless.abort();
+    }
+
+    // Tasks of this runtime have their turns in the order in which they are spawned.
+    #[tokio::test]
+    async fn nobody_asks_for_who_has_gone_away() {
+        let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
+        let leader = ask(&joined, &doubler, 1);
+        let gone = tokio::spawn(async move { joined.join(&2).1.is_none() });
+        assert_eq!(leader.await.unwrap(), Ok(2));
+        assert!(gone.await.unwrap(), "it came too late to be asked for");
+        assert_eq!(*doubler.calls.lock(), [[1]]);
     }
 
     #[tokio::test]
@@ -246,23 +318,31 @@ mod tests {
             doubler.is_held.store(true, Ordering::Relaxed);
             let leader = ask(&joined, &doubler, 1);
             let others = [2, 3].map(|number| ask(&joined, &doubler, number));
-            while joined.group.lock().as_ref().is_none_or(|group| group.len() < 3) {
-                tokio::task::yield_now().await;
+            if during_the_call {
+                while doubler.calls.lock().is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                leader.abort();
+            } else {
+                let abort = leader.abort_handle();
+                let joined = Arc::clone(&joined);
+                let waiting = tokio::spawn(async move {
+                    abort.abort();
+                    joined.group.lock().as_ref().map(Vec::len)
+                });
+                assert_eq!(waiting.await.unwrap(), Some(3));
             }
-            while during_the_call && doubler.calls.lock().is_empty() {
-                tokio::task::yield_now().await;
-            }
-            leader.abort();
             assert!(leader.await.unwrap_err().is_cancelled());
             doubler.is_held.store(false, Ordering::Relaxed);
             for (number, other) in (2..).zip(others) {
                 assert_eq!(other.await.unwrap(), Ok(2 * number));
             }
             let calls = std::mem::take(&mut *doubler.calls.lock());
-            let mut expected = vec![vec![2], vec![3]];
-            if during_the_call {
-                expected.insert(0, vec![1, 2, 3]);
-            }
+            let expected = if during_the_call {
+                vec![vec![1, 2, 3]]
+            } else {
+                vec![vec![2], vec![3]]
+            };
             assert_eq!(calls, expected);
         }
     }

@@ -33,7 +33,7 @@ pub struct Leases {
     /// Where callers meet; none where the store is shared: another host's claim to one of its leases may keep the store waiting,
     /// which shall not keep the others from theirs. A request may reach the store twice: who holds a lease holds it on, and a
     /// release after another one has taken it does nothing.
-    joined: Option<Joined<LeaseRequest, bool>>,
+    joined: Option<Joined<(LeaseRequest, Timestamp), bool>>,
     /// Where the store may forget.
     granted: Option<Mutex<Granted>>,
 }
@@ -78,7 +78,7 @@ impl Leases {
     pub async fn hold(&self, name: String, id: String, duration: Duration) -> Result<bool, BrokerError> {
         let action = LeaseAction::Hold(duration);
         let Some(granted) = &self.granted else {
-            return self.ask(name, id, action).await;
+            return self.ask(name, id, action, (self.clock)()).await;
         };
         let now = (self.clock)();
         let length = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
@@ -92,10 +92,11 @@ impl Leases {
             granted,
             name: &name,
             id: &id,
+            until,
             before,
             is_held: false,
         };
-        let held = self.ask(name.clone(), id.clone(), action).await?;
+        let held = self.ask(name.clone(), id.clone(), action, now).await?;
         claimed.is_held = held;
         if !held {
             claimed.before = None;
@@ -109,16 +110,23 @@ impl Leases {
             // Whatever becomes of the call, the caller does not hold it any more.
             granted.lock().forget(&name, &id);
         }
-        self.ask(name, id, LeaseAction::Release).await?;
+        self.ask(name, id, LeaseAction::Release, (self.clock)()).await?;
         Ok(())
     }
 
-    async fn ask(&self, name: String, id: String, action: LeaseAction) -> Result<bool, BrokerError> {
+    /// Asks the store, as of a time. A call for several is as of the earliest, so that the store gives nobody a lease for
+    /// longer than is remembered.
+    async fn ask(&self, name: String, id: String, action: LeaseAction, now: Timestamp) -> Result<bool, BrokerError> {
         let request = LeaseRequest { name, id, action };
-        let ask = |requests| self.backend.lease(requests, (self.clock)());
+        let ask = |asked: Vec<(LeaseRequest, Timestamp)>| {
+            let backend = Arc::clone(&self.backend);
+            let now = asked.iter().map(|(_, now)| *now).min().unwrap_or(now);
+            let requests = asked.into_iter().map(|(request, _)| request).collect();
+            async move { backend.lease(requests, now).await }
+        };
         let answer = match &self.joined {
-            Some(joined) => joined.ask(request, ask).await?,
-            None => only(ask(vec![request]).await)?,
+            Some(joined) => joined.ask((request, now), ask).await?,
+            None => only(ask(vec![(request, now)]).await)?,
         };
         Ok(answer)
     }
@@ -134,6 +142,8 @@ struct Claimed<'a> {
     granted: &'a Mutex<Granted>,
     name: &'a str,
     id: &'a str,
+    /// Until when it is remembered for.
+    until: Timestamp,
     /// Until when the caller had it before.
     before: Option<Timestamp>,
     is_held: bool,
@@ -144,7 +154,7 @@ impl Drop for Claimed<'_> {
         match self.before {
             _ if self.is_held => {}
             // The outcome is not known; until then at least it is the caller's.
-            Some(before) => self.granted.lock().shorten(self.name, self.id, before),
+            Some(before) => self.granted.lock().shorten(self.name, self.id, self.until, before),
             // Who was told nothing holds nothing.
             None => self.granted.lock().forget(self.name, self.id),
         }
@@ -187,9 +197,11 @@ impl Granted {
         Claim::Free { before: None }
     }
 
-    fn shorten(&mut self, name: &str, id: &str, until: Timestamp) {
-        if let Some(grant) = self.by_name.get_mut(name).filter(|grant| grant.id == id) {
-            grant.until = until;
+    /// Takes a renewal back, unless there was another one since.
+    fn shorten(&mut self, name: &str, id: &str, renewed_until: Timestamp, before: Timestamp) {
+        let renewed = |grant: &&mut Grant| grant.id == id && grant.until == renewed_until;
+        if let Some(grant) = self.by_name.get_mut(name).filter(renewed) {
+            grant.until = before;
         }
     }
 
@@ -246,7 +258,10 @@ mod tests {
             granted.claim("x", "a", Timestamp(20), Timestamp(5)),
             Claim::Free { before }
         );
-        granted.shorten("x", "a", Timestamp(10));
+        granted.shorten("x", "a", Timestamp(30), Timestamp(15));
+        let until = granted.by_name.get("x").map(|grant| grant.until);
+        assert_eq!(until, Some(Timestamp(20)), "of another renewal");
+        granted.shorten("x", "a", Timestamp(20), Timestamp(10));
         assert_eq!(
             granted.claim("x", "b", Timestamp(20), Timestamp(9)),
             Claim::HeldByAnother
@@ -262,6 +277,7 @@ mod tests {
                 granted: &granted,
                 name: "x",
                 id: "a",
+                until: Timestamp(1000),
                 before,
                 is_held: false,
             });

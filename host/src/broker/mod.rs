@@ -507,12 +507,19 @@ impl Broker {
         if key.record_type.len() + key.id.len() > JOINED_KEY_BYTES {
             return Ok(joined::only(self.backend.get(vec![key]).await)?);
         }
-        Ok(self.gets.ask(key, |keys| self.backend.get(keys)).await?)
+        let get = |keys| {
+            let backend = Arc::clone(&self.backend);
+            async move { backend.get(keys).await }
+        };
+        Ok(self.gets.ask(key, get).await?)
     }
 
     /// Asks the backend where it stands.
     async fn current(&self) -> Result<Position, BrokerError> {
-        let current = |asked: Vec<()>| async move { Ok(vec![self.backend.current().await?; asked.len()]) };
+        let current = |asked: Vec<()>| {
+            let backend = Arc::clone(&self.backend);
+            async move { Ok(vec![backend.current().await?; asked.len()]) }
+        };
         Ok(self.positions.ask((), current).await?)
     }
 

@@ -95,7 +95,7 @@ impl ComponentBackend {
         self
     }
 
-    /// Calls a function and holds its errors to the laws.
+    /// Calls a function and holds its error to the laws.
     async fn ask<P, R>(
         &self,
         function: &'static str,
@@ -107,6 +107,11 @@ impl ComponentBackend {
         R: ComponentType + Lift + Send + Sync + 'static,
     {
         let returned = self.instance.call(function, select, parameters).await?;
+        self.returned(function, returned)
+    }
+
+    /// Holds the error of a call to the laws.
+    fn returned<R>(&self, function: &'static str, returned: Result<R, types::Error>) -> Result<R, BackendError> {
         returned.map_err(|error| {
             let broken = match error {
                 types::Error::Configuration(_) if function != "open" => {
@@ -160,7 +165,11 @@ impl Backend for ComponentBackend {
 
     async fn get(&self, keys: Vec<Key>) -> Result<Vec<Option<Record>>, BackendError> {
         let asked = convert::to_keys(keys.clone());
-        let answers = self.ask("get", Guest::func_get, (asked,)).await?;
+        let returned = self
+            .instance
+            .call_for(keys.len(), "get", Guest::func_get, (asked,))
+            .await?;
+        let answers = self.returned("get", returned)?;
         let answers = convert::answers(answers);
         self.hold("get", laws::answers(&keys, &answers))?;
         Ok(answers)

@@ -31,13 +31,16 @@ impl Gate {
         }
     }
 
-    /// Waits until there is room for a call, which is taken until the permit is dropped.
+    /// Waits until there is room for a call, which is taken until the permit is dropped: that of so many calls, for one
+    /// that answers so many.
     ///
     /// # Errors
     ///
     /// [`Refused`] if it is not let in: nothing was called.
-    pub(super) async fn enter(&self) -> Result<OwnedSemaphorePermit, Refused> {
-        match Arc::clone(&self.room).try_acquire_owned() {
+    pub(super) async fn enter(&self, answers: usize) -> Result<OwnedSemaphorePermit, Refused> {
+        let all = self.limits.calls.clamp(1, Semaphore::MAX_PERMITS);
+        let taken = u32::try_from(answers.clamp(1, all)).unwrap_or(u32::MAX);
+        match Arc::clone(&self.room).try_acquire_many_owned(taken) {
             Ok(permit) => return Ok(permit),
             Err(TryAcquireError::Closed) => return Err(Refused::Ended),
             Err(TryAcquireError::NoPermits) => {}
@@ -55,7 +58,7 @@ impl Gate {
                  DATABROKER_PLUGIN_QUEUE); nothing was changed, try again"
             )));
         }
-        match tokio::time::timeout(queue_time, Arc::clone(&self.room).acquire_owned()).await {
+        match tokio::time::timeout(queue_time, Arc::clone(&self.room).acquire_many_owned(taken)).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(Refused::Ended),
             Err(_) => Err(Refused::Busy(format!(
@@ -92,5 +95,32 @@ pub(super) struct Closing(pub(super) Arc<Gate>);
 impl Drop for Closing {
     fn drop(&mut self) {
         self.0.room.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_with_many_answers_takes_the_room_of_as_many_calls_but_no_more_than_there_is() {
+        let gate = Gate::new(Limits {
+            calls: 4,
+            queue_time: Duration::from_millis(10),
+            ..Limits::default()
+        });
+        let gate = &gate;
+        let enter = |answers| async move { gate.enter(answers).await.ok() };
+        let three = enter(3).await;
+        assert!(three.is_some());
+        assert!(enter(2).await.is_none());
+        let one = enter(1).await;
+        assert!(one.is_some());
+        drop((three, one));
+        let all = enter(16).await;
+        assert!(all.is_some());
+        assert!(enter(1).await.is_none());
     }
 }

@@ -184,10 +184,25 @@ impl Instance {
         P: ComponentNamedList + Lower + Send + Sync + 'static,
         R: ComponentType + Lift + Send + Sync + 'static,
     {
+        self.call_for(1, name, function, parameters).await
+    }
+
+    /// The same, with the room of so many calls: as many answers as it gives may be as large as one call's.
+    pub(super) async fn call_for<P, R>(
+        &self,
+        answers: usize,
+        name: &'static str,
+        function: fn(&Guest) -> TypedFunc<P, (R,)>,
+        parameters: P,
+    ) -> Result<R, BackendError>
+    where
+        P: ComponentNamedList + Lower + Send + Sync + 'static,
+        R: ComponentType + Lift + Send + Sync + 'static,
+    {
         let permit = if APART.contains(&name) {
             None
         } else {
-            match self.gate.enter().await {
+            match self.gate.enter(answers).await {
                 Ok(permit) => Some(permit),
                 Err(Refused::Ended) => return Err(self.stopped().await),
                 Err(Refused::Busy(why)) => return Err(BackendError::Unavailable(why)),
