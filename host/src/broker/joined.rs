@@ -44,7 +44,7 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
     /// Calls carry so many questions at most.
     pub fn new(most: usize) -> Self {
         Self {
-            most: most.max(1),
+            most,
             group: Mutex::new(None),
         }
     }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::BrokerError;
 use super::joined::{Joined, only};
-use crate::backend::{Backend, LeaseAction, LeaseRequest};
+use crate::backend::{Backend, LeaseAction, LeaseRequest, StoreInfo};
 use crate::record::Timestamp;
 
 /// What a lease takes beside its texts.
@@ -64,13 +64,13 @@ enum Claim {
 }
 
 impl Leases {
-    /// Those of a store, which other hosts may share, and which may be durable: see [`crate::backend::StoreInfo`].
-    pub fn new(backend: Arc<dyn Backend>, clock: fn() -> Timestamp, shared: bool, durable: bool) -> Self {
+    /// Those of a store that says this of itself.
+    pub fn new(backend: Arc<dyn Backend>, clock: fn() -> Timestamp, info: &StoreInfo) -> Self {
         Self {
             backend,
             clock,
-            joined: (!shared).then(|| Joined::new(LEASE_REQUESTS)),
-            granted: (!shared && !durable).then(Mutex::default),
+            joined: (!info.shared).then(|| Joined::new(LEASE_REQUESTS)),
+            granted: (!info.shared && !info.durable).then(Mutex::default),
         }
     }
 

@@ -244,6 +244,7 @@ impl Broker {
         let backend: Arc<dyn Backend> = Arc::new(Closing::new(backend));
         let availability = info.reopenings.watch();
         let clock = config.clock;
+        let leases = Leases::new(Arc::clone(&backend), clock, &info);
         let hub = Arc::new(Hub::new(info.position, config.hub_bytes));
         let options = Arc::new(OptionsTable::default());
         options.replace(backend.list_options().await?);
@@ -280,7 +281,7 @@ impl Broker {
         Ok(Arc::new(Self {
             shared: info.shared,
             descriptors,
-            leases: Leases::new(Arc::clone(&backend), clock, info.shared, info.durable),
+            leases,
             patcher: Patcher::default(),
             gets: Joined::new(GET_KEYS),
             positions: Joined::new(usize::MAX),

@@ -2,10 +2,10 @@
 //!
 //! HTTP/2 passes on each answer by itself and flushes after it. Where sixteen calls of a connection are answered together, or a
 //! change goes to a hundred of its streams, that would be as many calls of the system and as many packets, which is a quarter
-//! of what a call costs, and half of what a delivery does. So what is small waits here, and a flush only asks for a turn of
-//! the runtime: when that has nothing else to do, or has done some dozens of other things, all that has come together is
-//! passed on at once. So are the frames of 16 KiB that a page of a stream goes in: although they are copied for it, a record
-//! costs a sixth less than where each is sent by itself. Writes of [`LARGE`] and more pass at once.
+//! of what a call costs, and half of what a delivery does. So writes below [`LARGE`] wait here, and a flush only asks for a turn
+//! of the runtime: when that has nothing else to do, or has done some dozens of other things, all that has come together is
+//! passed on at once. The frames of 16 KiB that a page of a stream goes in are among them: that they are copied for it costs less
+//! than to send each by itself.
 //!
 //! A flush therefore says that it is done before it is. That is right for a caller that flushes each time it is woken, and shuts the
 //! connection down before it drops it. The transport does, but for three cases: until the client has sent its first bytes; where

@@ -1,8 +1,6 @@
 //! What gRPC itself costs: a tonic server of the same messages that keeps nothing, checks nothing and answers constants.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use databroker_benchmark::session;
@@ -12,11 +10,8 @@ use databroker_proto::{Streamed, SyncLatestMessage, SyncMessage};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use prost::Message;
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
-
-/// How many changes a stream may be behind.
-const BACKLOG: usize = 1 << 16;
 
 /// Serves until the process is killed.
 pub(crate) async fn serve(address: SocketAddr) -> anyhow::Result<()> {
@@ -34,14 +29,12 @@ pub(crate) async fn serve(address: SocketAddr) -> anyhow::Result<()> {
 struct Bare {
     /// What Get and Query answer.
     record: Record,
-    /// How many records have been put: SyncLatest and Sync send so many.
-    count: Arc<AtomicUsize>,
+    /// How many records have been put: SyncLatest and Sync send so many, and streams are told of more.
+    count: watch::Sender<usize>,
     /// One change as a stream sends it.
     change: Bytes,
     /// One record as SyncLatest sends it.
     latest: Bytes,
-    /// Tells streams of a put.
-    puts: broadcast::Sender<usize>,
 }
 
 impl Bare {
@@ -59,10 +52,9 @@ impl Bare {
         };
         Self {
             record,
-            count: Arc::default(),
+            count: watch::Sender::default(),
             change: change.encode_to_vec().into(),
             latest: latest.encode_to_vec().into(),
-            puts: broadcast::channel(BACKLOG).0,
         }
     }
 
@@ -84,7 +76,7 @@ impl DataBrokerService for Bare {
     }
 
     async fn clear(&self, _: Request<()>) -> Result<Response<ClearResponse>, Status> {
-        self.count.store(0, Ordering::Relaxed);
+        self.count.send_replace(0);
         Ok(Response::new(ClearResponse::default()))
     }
 
@@ -103,9 +95,7 @@ impl DataBrokerService for Bare {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let count = request.into_inner().records.len();
-        self.count.fetch_add(count, Ordering::Relaxed);
-        // Nobody may be listening.
-        let _ = self.puts.send(count);
+        self.count.send_modify(|all| *all += count);
         let records = self.records(count);
         Ok(Response::new(PutResponse {
             server_version: 1,
@@ -125,11 +115,11 @@ impl DataBrokerService for Bare {
         let request = request.into_inner();
         // As many as the benchmark's queries find.
         let found = match (request.filter, request.query.as_str()) {
-            (Some(_), _) => 1,
+            (Some(filter), _) => usize::from(!filter.fields.contains_key(session::UNINDEXED)),
             (None, "") => usize::try_from(request.limit).unwrap_or(0).min(10),
             _ => 0,
         };
-        let count = self.count.load(Ordering::Relaxed);
+        let count = *self.count.borrow();
         Ok(Response::new(QueryResponse {
             records: self.records(found),
             total_count: i64::try_from(count).unwrap_or(i64::MAX),
@@ -150,7 +140,7 @@ impl DataBrokerService for Bare {
         Ok(Response::new(ServerInfoResponse {
             server_version: 1,
             earliest_record_version: 1,
-            latest_record_version: 1,
+            latest_record_version: u64::try_from(*self.count.borrow()).unwrap_or(u64::MAX),
         }))
     }
 
@@ -158,20 +148,27 @@ impl DataBrokerService for Bare {
         Ok(Response::new(SetOptionsResponse::default()))
     }
 
-    /// A stream that waits tells of puts; one that does not repeats as many changes as were put.
+    /// A stream that waits tells of puts since the version that is asked for; one that does not repeats as many changes as were
+    /// put.
     async fn sync(&self, request: Request<SyncRequest>) -> Result<Response<Messages<SyncMessage>>, Status> {
         let change = self.change.clone();
-        if request.into_inner().wait == Some(false) {
-            return Ok(Response::new(repeated(change, self.count.load(Ordering::Relaxed))));
+        let request = request.into_inner();
+        if request.wait == Some(false) {
+            return Ok(Response::new(repeated(change, *self.count.borrow())));
         }
-        let puts = self.puts.subscribe();
-        let messages = futures::stream::unfold((puts, 0), move |(mut puts, left)| {
-            let change = change.clone();
-            async move {
-                let left = if left > 0 { left } else { puts.recv().await.ok()? };
-                Some((Ok(Streamed::Encoded(change)), (puts, left - 1)))
-            }
-        });
+        let sent = usize::try_from(request.record_version).unwrap_or(usize::MAX);
+        let messages = futures::stream::unfold(
+            (self.count.subscribe(), sent, sent),
+            move |(mut count, mut all, sent)| {
+                let change = change.clone();
+                async move {
+                    if all <= sent {
+                        all = *count.wait_for(|count| *count > sent).await.ok()?;
+                    }
+                    Some((Ok(Streamed::Encoded(change)), (count, all, sent + 1)))
+                }
+            },
+        );
         Ok(Response::new(messages.boxed()))
     }
 
@@ -179,10 +176,7 @@ impl DataBrokerService for Bare {
         &self,
         _: Request<SyncLatestRequest>,
     ) -> Result<Response<Messages<SyncLatestMessage>>, Status> {
-        Ok(Response::new(repeated(
-            self.latest.clone(),
-            self.count.load(Ordering::Relaxed),
-        )))
+        Ok(Response::new(repeated(self.latest.clone(), *self.count.borrow())))
     }
 }
 

@@ -11,15 +11,17 @@
     clippy::cast_sign_loss
 )]
 
+mod aims;
 mod bare;
 mod client;
-mod goals;
 mod measure;
 mod native;
 mod page;
 mod plot;
 mod process;
+mod reader;
 mod report;
+mod runner;
 mod shares;
 mod workload;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::goals;
+use crate::aims;
 use crate::report::{
     self, BARE, Figure, HOST, Kind, Median, NATIVE, Report, Row, SERVERS, STOCK, Series, number, part, ratio, whole,
 };
@@ -71,14 +71,14 @@ fn of_report(report: &Report) -> Vec<Block> {
     match report.kind {
         Kind::Memory => vec![
             ("memory", format!("{conditions}\n{}\n{}", tables.all(), tables.mixed())),
-            ("aims", goals(report.kind, &rows)),
+            ("aims", aims(report.kind, &rows)),
         ],
         Kind::Postgres => vec![
             (
                 "postgres",
                 format!("{conditions}\n{}\n{}", tables.all(), tables.mixed()),
             ),
-            ("aims on postgres", goals(report.kind, &rows)),
+            ("aims on postgres", aims(report.kind, &rows)),
         ],
         Kind::Curves => {
             let series = report::series(&rows);
@@ -89,7 +89,7 @@ fn of_report(report: &Report) -> Vec<Block> {
             );
             vec![("curves", text)]
         }
-        Kind::Shares => vec![("shares", shares(&rows))],
+        Kind::Shares => vec![("shares", format!("{conditions}\n{}", shares(&rows)))],
     }
 }
 
@@ -154,14 +154,14 @@ impl Tables<'_> {
             ("Latency, 99th percentile", "Microseconds.", |row| row.p99),
         ];
         let tables = figures.into_iter().filter_map(|(title, unit, figure)| {
-            let table = self.of_figure(figure)?;
+            let table = self.of_figure(figure, title.starts_with("Latency"))?;
             Some(format!("### {title}\n\n{unit}\n\n{table}"))
         });
         tables.collect::<Vec<_>>().join("\n")
     }
 
     /// None where nobody has that figure.
-    fn of_figure(&self, figure: Figure) -> Option<String> {
+    fn of_figure(&self, figure: Figure, is_of_calls: bool) -> Option<String> {
         let measured: Vec<&Row> = self.rows.iter().filter(|row| figure(row).is_some()).collect();
         let base = measured.first()?.stored;
         let servers: Vec<&str> = SERVERS
@@ -197,7 +197,8 @@ impl Tables<'_> {
                 let ratio = row_of(HOST).and_then(|row| ratio(self.rows, row, other, figure));
                 ratio.map(part).unwrap_or_default()
             }));
-            lines += &line(&labelled(workload, stored, base), &cells);
+            let name = if is_of_calls { of_calls(workload) } else { workload };
+            lines += &line(&labelled(name, stored, base), &cells);
         }
         Some(lines)
     }
@@ -282,8 +283,8 @@ impl Tables<'_> {
     }
 }
 
-fn goals(kind: Kind, rows: &[Row]) -> String {
-    let outcomes = goals::outcomes(kind, rows);
+fn aims(kind: Kind, rows: &[Row]) -> String {
+    let outcomes = aims::outcomes(kind, rows);
     let base = rows.first().map_or(0, |row| row.stored);
     let mut text = header("workload", &["figure", "aim", "seen", ""].map(str::to_owned));
     for outcome in &outcomes {
@@ -305,15 +306,17 @@ fn goals(kind: Kind, rows: &[Row]) -> String {
 /// Where a single caller waits longer than with Pomerium's server.
 fn single_callers(rows: &[Row], base: usize) -> String {
     let figures: [(&str, Figure); 2] = [("median", |row| row.p50), ("99th percentile", |row| row.p99)];
-    let alone =
-        |row: &&Row| row.server == HOST && !row.workload.contains(" callers") && !row.workload.contains("Mixed");
+    let alone = |row: &&Row| row.server == HOST && row.callers == 1;
     let compared: Vec<(String, f64)> = rows
         .iter()
         .filter(alone)
         .flat_map(|row| figures.map(|(name, figure)| (row, name, figure)))
         .filter_map(|(row, name, figure)| {
             let times = ratio(rows, row, STOCK, figure)?;
-            Some((format!("{}, {name}", labelled(&row.workload, row.stored, base)), times))
+            Some((
+                format!("{}, {name}", labelled(of_calls(&row.workload), row.stored, base)),
+                times,
+            ))
         })
         .collect();
     let longer: Vec<String> = compared
@@ -332,6 +335,13 @@ fn single_callers(rows: &[Row], base: usize) -> String {
             longer.join("\n")
         )
     }
+}
+
+/// A workload of which a figure is that of a call, whatever its cost is counted by.
+fn of_calls(workload: &str) -> &str {
+    let counted_by = [", per record", ", per delivery"];
+    let name = counted_by.iter().find_map(|unit| workload.strip_suffix(unit));
+    name.unwrap_or(workload)
 }
 
 /// A workload, with the number of records where it is another than most have.
@@ -357,6 +367,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::report::Measurement;
 
     #[test]
     fn a_place_is_filled_again_and_the_rest_is_left_alone() {
@@ -368,6 +379,29 @@ mod tests {
             format!("before\n{}\n\ntwo\n{}\nafter\n", begin("aims"), end("aims"))
         );
         assert_eq!(replaced(&page, "curves", "text"), None);
+    }
+
+    #[test]
+    fn calls_that_take_longer_for_a_single_caller_are_named() {
+        let measurement = |server: &str, callers, p50, p99| Measurement {
+            callers,
+            p50: Some(p50),
+            p99: Some(p99),
+            ..Measurement::new(0, server, format!("Put of 100, {callers}, per record"), 10)
+        };
+        let told = |of_host: [f64; 2]| {
+            let [p50, p99] = of_host;
+            let measurements = [
+                measurement(HOST, 1, p50, p99),
+                measurement(STOCK, 1, 10.0, 20.0),
+                measurement(HOST, 64, 1000.0, 1000.0),
+                measurement(STOCK, 64, 10.0, 20.0),
+            ];
+            single_callers(&report::rows(&measurements), 10)
+        };
+        assert!(told([10.0, 20.0]).ends_with("in all 2 medians and 99th percentiles."));
+        let longer = told([15.0, 20.0]);
+        assert!(longer.ends_with(":\n\n- Put of 100, 1, median: 1.50 times"), "{longer}");
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub(crate) struct Measurement {
     pub server: String,
     /// The workload's name.
     pub workload: String,
+    /// Callers at the same time.
+    pub callers: usize,
     /// Records in the store at the beginning.
     pub stored: usize,
     /// Streams that changes were delivered to, where that was what was measured.
@@ -86,6 +88,7 @@ impl Measurement {
             round,
             server: server.to_owned(),
             workload,
+            callers: 1,
             stored,
             streams: None,
             throughput: None,
@@ -106,11 +109,15 @@ impl Measurement {
     }
 }
 
-/// The measurement of the call at this rank of all, in microseconds.
-pub(crate) fn percentile(latencies: &mut [Duration], rank: f64) -> Option<f64> {
+/// The measurement of the call at this rank of all, of percents, in microseconds. None of the highest ranks where there were
+/// too few calls for one to be above it.
+pub(crate) fn percentile(latencies: &mut [Duration], rank: usize) -> Option<f64> {
     latencies.sort_unstable();
+    if rank > 50 && latencies.len() * (100 - rank) < 100 {
+        return None;
+    }
     let last = latencies.len().checked_sub(1)?;
-    let index = (last as f64 * rank).round() as usize;
+    let index = (last * rank + 50) / 100;
     latencies.get(index).map(|latency| latency.as_secs_f64() * 1e6)
 }
 
@@ -126,6 +133,7 @@ pub(crate) struct Median {
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub workload: String,
+    pub callers: usize,
     pub stored: usize,
     pub streams: Option<usize>,
     pub server: String,
@@ -160,6 +168,7 @@ pub(crate) fn rows(measurements: &[Measurement]) -> Vec<Row> {
             let (stored, workload) = workload;
             Some(Row {
                 workload: workload.to_owned(),
+                callers: group.first()?.callers,
                 stored,
                 streams: group.first().and_then(|one| one.streams),
                 server: server.to_owned(),
@@ -357,8 +366,11 @@ mod tests {
     #[test]
     fn percentiles_are_calls_that_were_made() {
         let mut latencies: Vec<_> = (0..=100).rev().map(Duration::from_micros).collect();
-        assert_eq!(percentile(&mut latencies, 0.5), Some(50.0));
-        assert_eq!(percentile(&mut latencies, 0.99), Some(99.0));
-        assert_eq!(percentile(&mut [], 0.5), None);
+        assert_eq!(percentile(&mut latencies, 50), Some(50.0));
+        assert_eq!(percentile(&mut latencies, 99), Some(99.0));
+        assert_eq!(percentile(&mut [], 50), None);
+        let mut few: Vec<_> = (0..99).map(Duration::from_micros).collect();
+        assert_eq!(percentile(&mut few, 50), Some(49.0));
+        assert_eq!(percentile(&mut few, 99), None);
     }
 }

@@ -12,6 +12,9 @@ use prost_types::{Any, Timestamp};
 /// The type URL of the records.
 pub const TYPE: &str = "type.googleapis.com/session.Session";
 
+/// A field without an index.
+pub const UNINDEXED: &str = "idp_id";
+
 /// The fields of `session.Session` that a session of an OpenID provider has.
 #[derive(Clone, PartialEq, Message)]
 struct Session {

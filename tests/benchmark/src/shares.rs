@@ -101,7 +101,8 @@ pub(crate) struct Sampler {
 impl Sampler {
     pub(crate) fn start(process: u32) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let perf = Command::new("perf")
+        let samples = directory.path().join("samples");
+        let mut perf = Command::new("perf")
             .args([
                 "record",
                 "--quiet",
@@ -111,13 +112,15 @@ impl Sampler {
                 &process.to_string(),
                 "--output",
             ])
-            .arg(directory.path().join("samples"))
+            .arg(&samples)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("running perf")?;
-        // It is not there at once; the work is to begin when it is.
-        std::thread::sleep(Duration::from_millis(300));
+        // It is not there at once; the work is to begin when it is. Where it has ended, `finish` says so.
+        while !samples.is_file() && perf.try_wait()?.is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(Self { perf, directory })
     }
 

@@ -208,6 +208,25 @@ async fn memory(limits: Limits) -> Arc<dyn Backend> {
     open(config, descriptors()).await.unwrap().0
 }
 
+#[tokio::test]
+async fn a_read_of_several_records_takes_the_room_of_as_many_calls() {
+    let backend = memory(Limits {
+        calls: 2,
+        queue: 0,
+        ..Limits::default()
+    })
+    .await;
+    // The plugin is on the same thread: it answers once both have asked.
+    for (records, is_answered) in [(1, true), (2, false), (3, false)] {
+        let (before, beside) = tokio::join!(
+            backend.get(vec![Key::new("t", "a"); records]),
+            backend.get(vec![Key::new("t", "b")]),
+        );
+        assert_eq!(before, Ok(vec![None; records]));
+        assert_eq!(beside.is_ok(), is_answered, "{records}: {beside:?}");
+    }
+}
+
 /// Writes records without data, as many as asked for, from this number on.
 async fn put(backend: &dyn Backend, from: usize, count: usize, data: &Bytes) -> Result<(), BackendError> {
     let change = |number: usize| Change {

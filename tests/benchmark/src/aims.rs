@@ -3,7 +3,7 @@
 use crate::report::{self, BARE, Figure, HOST, Kind, NATIVE, Row, STOCK};
 
 /// An aim for a figure of the host's.
-struct Goal {
+struct Aim {
     /// Workloads whose name begins with this.
     workloads: &'static str,
     measure: Measure,
@@ -40,15 +40,15 @@ pub(crate) struct Outcome {
     pub met: bool,
 }
 
-const fn cost(workloads: &'static str, server: &'static str, times: f64) -> Goal {
-    Goal {
+const fn cost(workloads: &'static str, server: &'static str, times: f64) -> Aim {
+    Aim {
         workloads,
         measure: Measure::Cost,
         limit: Limit::Of(server, times),
     }
 }
 
-const MEMORY: [Goal; 28] = [
+const MEMORY: [Aim; 28] = [
     cost("Get, 64", STOCK, 1.0 / 3.5),
     cost("Get, 64", BARE, 1.5),
     cost("Put of one, 64", STOCK, 1.0 / 5.0),
@@ -62,7 +62,7 @@ const MEMORY: [Goal; 28] = [
     cost("Query by id, 16", STOCK, 1.0 / 3.0),
     cost("Query by id, 16", BARE, 1.4),
     cost("Query of a page,", STOCK, 1.0 / 20.0),
-    Goal {
+    Aim {
         workloads: "Query by unindexed field",
         measure: Measure::Cost,
         limit: Limit::Microseconds(2.0),
@@ -83,15 +83,15 @@ const MEMORY: [Goal; 28] = [
     cost("Put of 100,", NATIVE, 1.25),
 ];
 
-const fn of_stock(measure: Measure, workloads: &'static str, times: f64) -> Goal {
-    Goal {
+const fn of_stock(measure: Measure, workloads: &'static str, times: f64) -> Aim {
+    Aim {
         workloads,
         measure,
         limit: Limit::Of(STOCK, times),
     }
 }
 
-const POSTGRES: [Goal; 9] = [
+const POSTGRES: [Aim; 9] = [
     of_stock(Measure::Throughput, "Put of one, 64", 10.0),
     of_stock(Measure::Throughput, "Put of 100,", 15.0),
     of_stock(Measure::Throughput, "Patch, 64", 8.0),
@@ -105,33 +105,33 @@ const POSTGRES: [Goal; 9] = [
 
 /// All aims of this kind of run for which both figures were measured.
 pub(crate) fn outcomes(kind: Kind, rows: &[Row]) -> Vec<Outcome> {
-    let goals: &[Goal] = match kind {
+    let aims: &[Aim] = match kind {
         Kind::Memory => &MEMORY,
         Kind::Postgres => &POSTGRES,
         Kind::Curves | Kind::Shares => &[],
     };
-    let of_host = |goal: &'static Goal| {
+    let of_host = |aim: &'static Aim| {
         rows.iter()
-            .filter(|row| row.server == HOST && row.workload.starts_with(goal.workloads))
-            .filter_map(|row| outcome(goal, rows, row))
+            .filter(|row| row.server == HOST && row.workload.starts_with(aim.workloads))
+            .filter_map(|row| outcome(aim, rows, row))
     };
-    goals.iter().flat_map(of_host).collect()
+    aims.iter().flat_map(of_host).collect()
 }
 
-fn outcome(goal: &Goal, rows: &[Row], row: &Row) -> Option<Outcome> {
-    let (figure, name): (Figure, _) = match goal.measure {
+fn outcome(aim: &Aim, rows: &[Row], row: &Row) -> Option<Outcome> {
+    let (figure, name): (Figure, _) = match aim.measure {
         Measure::Cost => (|row| row.cost, "cost"),
         Measure::Database => (|row| row.database, "database"),
         Measure::Throughput => (|row| row.throughput, "rate"),
     };
-    let (seen, limit, name, unit) = match goal.limit {
+    let (seen, limit, name, unit) = match aim.limit {
         Limit::Of(server, limit) => {
             let seen = report::ratio(rows, row, server, figure)?;
             (seen, limit, format!("{name}, of {server}"), "")
         }
         Limit::Microseconds(limit) => (figure(row)?.median, limit, name.to_owned(), " µs"),
     };
-    let (bound, met) = match goal.measure {
+    let (bound, met) = match aim.measure {
         Measure::Cost | Measure::Database => ("at most", seen <= limit),
         Measure::Throughput => ("at least", seen >= limit),
     };
@@ -157,12 +157,12 @@ mod tests {
     fn every_aim_is_for_a_workload_that_is_measured() {
         let in_memory = (workload::in_memory(10_000), &MEMORY[..]);
         let on_postgres = (workload::on_postgres(10_000), &POSTGRES[..]);
-        for (steps, goals) in [in_memory, on_postgres] {
+        for (steps, aims) in [in_memory, on_postgres] {
             let workloads = steps.iter().flat_map(|step| &step.workloads);
             let names: Vec<String> = workloads.map(|workload| workload.name()).collect();
-            for goal in goals {
-                let measured = names.iter().any(|name| name.starts_with(goal.workloads));
-                assert!(measured, "{} is not among {names:?}", goal.workloads);
+            for aim in aims {
+                let measured = names.iter().any(|name| name.starts_with(aim.workloads));
+                assert!(measured, "{} is not among {names:?}", aim.workloads);
             }
         }
     }
