@@ -107,6 +107,9 @@ pub enum BackendError {
     /// The store cannot be reached, or the outcome of a write is not known.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// The store was not asked at all, since its plugin is being started again or has too many calls; nothing was changed.
+    #[error("the store is unavailable: {0}")]
+    NotCalled(String),
     /// The store is full, and nothing was changed; or what was asked for does not fit into one answer.
     #[error("there is no room: {0}")]
     Exhausted(String),

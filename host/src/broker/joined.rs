@@ -5,29 +5,47 @@
 //! else that is ready go first, and then asks for all who have come meanwhile. Who is alone waits for nobody.
 //!
 //! Whoever shares a call shall not suffer from another one's question. So each asks by itself, a second time, where the call
-//! has failed for what may be one question's fault, or takes longer than [`PATIENCE`]. Where all calls are as slow as that, one
-//! in so many is made in vain, and the rest is as if nobody had joined.
+//! has failed for what may be one question's fault, or takes longer than [`PATIENCE`]; the shared call goes on, and what is answered
+//! first is taken. No more than [`ALONE`] ask so at a time, so that a store which is slow, or fails, for all is not asked that much
+//! more: the others wait for the shared call as well as for their turn.
 //!
-//! A call for several is a task of its own, which goes on when its leader goes away; it is a part of the leader's trace. A
-//! leader that goes away before it has asked leaves each of the others to ask by itself.
+//! A call for several is a task of its own, which goes on when its leader goes away, and ends when all have; it is a part of the
+//! leader's trace. A leader that goes away before it has asked leaves each of the others to ask by itself.
 
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::Instrument as _;
 
 use crate::backend::BackendError;
 
-/// How long those wait who share a call. Far longer than a store takes that is well.
+/// After so long, those who share a call ask by themselves too. Far longer than a store takes that is well.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many ask by themselves at once, of those who share calls.
+const ALONE: usize = 64;
 
 /// Where callers with questions of one kind meet.
 pub struct Joined<Question, Answer> {
     /// Most questions that one call carries.
     most: usize,
+    apart: Apart,
     group: Mutex<Group<Question, Answer>>,
+    alone: Semaphore,
+}
+
+/// When one who shares a call asks by itself as well.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Apart {
+    /// Where the call fails for what may be another question's fault, or takes too long.
+    OnFailureOrDelay,
+    /// Where it fails so. What takes long might be carried out in the end, after its repetition.
+    OnFailure,
+    /// Never: all ask the same.
+    Never,
 }
 
 /// Those who have come since somebody leads, which is a turn of the runtime ago at most; none where nobody does.
@@ -35,17 +53,24 @@ type Group<Question, Answer> = Option<Vec<Waiting<Question, Answer>>>;
 
 struct Waiting<Question, Answer> {
     question: Question,
-    answer: oneshot::Sender<Reply<Answer>>,
+    answer: oneshot::Sender<Told<Answer>>,
 }
 
-type Reply<Answer> = Result<Answer, BackendError>;
+/// What one who shares a call is told of it.
+enum Told<Answer> {
+    Answer(Result<Answer, BackendError>),
+    /// It takes too long, and the answer may still come here.
+    Late(oneshot::Receiver<Told<Answer>>),
+}
 
 impl<Question: Clone, Answer> Joined<Question, Answer> {
     /// Calls carry so many questions at most.
-    pub fn new(most: usize) -> Self {
+    pub fn new(most: usize, apart: Apart) -> Self {
         Self {
             most,
+            apart,
             group: Mutex::new(None),
+            alone: Semaphore::new(ALONE),
         }
     }
 
@@ -60,7 +85,7 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
         Answer: Send + 'static,
         Call: Future<Output = Result<Vec<Answer>, BackendError>> + Send + 'static,
     {
-        let (answer, leading) = self.join(&question);
+        let (mut answer, leading) = self.join(&question);
         if let Some(leading) = leading {
             let_others_go_first().await;
             let mut waiting = leading.close();
@@ -74,20 +99,41 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
                     .into_iter()
                     .map(|caller| (caller.question, caller.answer))
                     .unzip();
-                tokio::spawn(tell(callers, call(questions)).in_current_span());
+                tokio::spawn(tell(callers, call(questions), self.apart).in_current_span());
                 waiting = rest;
             }
         }
-        match answer.await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if !may_be_of_another(&error) => Err(error),
-            // That; or it took too long, or the leader went away before it had asked.
-            _ => only(call(vec![question]).await),
+        let mut alone = pin!(async {
+            // It is never closed.
+            let _turn = self.alone.acquire().await;
+            only(call(vec![question]).await)
+        });
+        let mut is_late = false;
+        let shared = loop {
+            let told = tokio::select! {
+                biased;
+                told = &mut answer => told,
+                answer = &mut alone, if is_late => return answer,
+            };
+            match told {
+                Ok(Told::Answer(answer)) => break Some(answer),
+                Ok(Told::Late(later)) => {
+                    answer = later;
+                    is_late = true;
+                }
+                // The leader went away before it had asked.
+                Err(_) => break None,
+            }
+        };
+        match shared {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(error)) if self.apart == Apart::Never || !may_be_of_another(&error) => Err(error),
+            _ => alone.await,
         }
     }
 
     /// Where the answer comes; and the lead, where nobody has it.
-    fn join(&self, question: &Question) -> (oneshot::Receiver<Reply<Answer>>, Option<Leading<'_, Question, Answer>>) {
+    fn join(&self, question: &Question) -> (oneshot::Receiver<Told<Answer>>, Option<Leading<'_, Question, Answer>>) {
         let (answer, receiver) = oneshot::channel();
         let waiting = Waiting {
             question: question.clone(),
@@ -143,19 +189,32 @@ async fn let_others_go_first() {
     .await;
 }
 
-/// Tells these callers what a call gives in time.
+/// Tells these callers what a call gives, and before that, where it takes too long, that it does.
 async fn tell<Answer>(
-    callers: Vec<oneshot::Sender<Reply<Answer>>>,
+    mut callers: Vec<oneshot::Sender<Told<Answer>>>,
     call: impl Future<Output = Result<Vec<Answer>, BackendError>>,
+    apart: Apart,
 ) {
-    let Ok(answered) = tokio::time::timeout(PATIENCE, call).await else {
-        return;
+    let mut call = pin!(call);
+    let mut tells_delay = apart == Apart::OnFailureOrDelay;
+    let answered = loop {
+        tokio::select! {
+            biased;
+            answered = &mut call => break answered,
+            () = have_gone(&mut callers) => return,
+            () = tokio::time::sleep(PATIENCE), if tells_delay => {}
+        }
+        tells_delay = false;
+        for caller in &mut callers {
+            let (sender, later) = oneshot::channel();
+            // One that has gone away does not hear of it.
+            let _ = std::mem::replace(caller, sender).send(Told::Late(later));
+        }
     };
     let error = match answered {
         Ok(answers) if answers.len() == callers.len() => {
             for (caller, answer) in callers.into_iter().zip(answers) {
-                // One that has gone away does not hear of it.
-                let _ = caller.send(Ok(answer));
+                let _ = caller.send(Told::Answer(Ok(answer)));
             }
             return;
         }
@@ -163,7 +222,14 @@ async fn tell<Answer>(
         Err(error) => error,
     };
     for caller in callers {
-        let _ = caller.send(Err(error.clone()));
+        let _ = caller.send(Told::Answer(Err(error.clone())));
+    }
+}
+
+/// Ends when none of these waits any more.
+async fn have_gone<Answer>(callers: &mut [oneshot::Sender<Told<Answer>>]) {
+    for caller in callers {
+        caller.closed().await;
     }
 }
 
@@ -177,7 +243,7 @@ fn wrong_number() -> BackendError {
 }
 
 /// True where a call may have failed for what only one of its questions is about. The others then have an answer. What has
-/// stopped the plugin is not asked twice.
+/// stopped the plugin is not asked twice, and what was not asked would only wait again.
 fn may_be_of_another(error: &BackendError) -> bool {
     matches!(
         error,
@@ -199,7 +265,11 @@ mod tests {
 
     type Doubling = Joined<u32, u32>;
 
-    /// Doubles numbers. A call takes a turn of the runtime, and is noted before. Of 77 it is without end.
+    fn doubling(apart: Apart) -> (Arc<Doubling>, Arc<Doubler>) {
+        (Arc::new(Doubling::new(16, apart)), Arc::default())
+    }
+
+    /// Doubles numbers. A call takes a turn of the runtime, and is noted before. Of 77 it is without end, and of 66 alone.
     #[derive(Default)]
     struct Doubler {
         calls: Mutex<Vec<Vec<u32>>>,
@@ -216,6 +286,7 @@ mod tests {
             13 => Some(BackendError::Corrupt(text)),
             14 => Some(BackendError::Internal(text)),
             15 => Some(BackendError::Stopped(text)),
+            16 => Some(BackendError::NotCalled(text)),
             _ => None,
         }
     }
@@ -227,7 +298,7 @@ mod tests {
             while self.is_held.load(Ordering::Relaxed) {
                 tokio::task::yield_now().await;
             }
-            if numbers.contains(&77) {
+            if numbers.contains(&77) || numbers == [66] {
                 std::future::pending::<()>().await;
             }
             if let Some(fault) = numbers.iter().copied().find_map(fault) {
@@ -258,7 +329,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_asks_at_the_same_time_shares_calls_and_gets_its_own_answer() {
-        let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
+        let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
         for callers in [1, 2, 16, 40] {
             doubler.calls.lock().clear();
             let asked: Vec<_> = (20..20 + callers)
@@ -276,23 +347,83 @@ mod tests {
     #[tokio::test]
     async fn what_fails_for_one_fails_for_no_other_and_what_fails_for_all_is_asked_once() {
         for number in [11, 12, 13, 14] {
-            let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
+            let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
             let [first, second, third] = [1, number, 2].map(|number| ask(&joined, &doubler, number));
             assert_eq!(first.await.unwrap(), Ok(2));
             assert_eq!(second.await.unwrap(), Err(fault(number).unwrap()));
             assert_eq!(third.await.unwrap(), Ok(4));
             assert_eq!(*doubler.calls.lock().first().unwrap(), [1, number, 2]);
         }
-        let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
-        for asked in [1, 15, 2].map(|number| ask(&joined, &doubler, number)) {
-            assert!(matches!(asked.await.unwrap(), Err(BackendError::Stopped(_))));
+        for (number, apart) in [
+            (15, Apart::OnFailureOrDelay),
+            (16, Apart::OnFailureOrDelay),
+            (11, Apart::Never),
+            (14, Apart::Never),
+        ] {
+            let (joined, doubler) = doubling(apart);
+            for asked in [1, number, 2].map(|number| ask(&joined, &doubler, number)) {
+                assert_eq!(asked.await.unwrap(), Err(fault(number).unwrap()));
+            }
+            assert_eq!(doubler.sizes(), [3], "{number}");
         }
-        assert_eq!(doubler.sizes(), [3]);
+    }
+
+    #[tokio::test]
+    async fn what_takes_long_is_asked_for_alone_where_it_may_be_and_the_first_answer_is_taken() {
+        for (apart, calls) in [
+            (Apart::OnFailureOrDelay, vec![3, 1, 1, 1]),
+            (Apart::OnFailure, vec![3]),
+            (Apart::Never, vec![3]),
+        ] {
+            let (joined, doubler) = doubling(apart);
+            doubler.is_held.store(true, Ordering::Relaxed);
+            // Of 66, only the shared call ever has an answer.
+            let asked = [1, 66, 2].map(|number| ask(&joined, &doubler, number));
+            tokio::time::sleep(PATIENCE + Duration::from_millis(500)).await;
+            assert_eq!(doubler.sizes(), calls);
+            doubler.is_held.store(false, Ordering::Relaxed);
+            for (asked, answer) in asked.into_iter().zip([2, 132, 4]) {
+                assert_eq!(asked.await.unwrap(), Ok(answer));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_slow_for_all_is_asked_a_bounded_number_of_times_more() {
+        let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
+        doubler.is_held.store(true, Ordering::Relaxed);
+        let asked: Vec<_> = (100..260).map(|number| ask(&joined, &doubler, number)).collect();
+        tokio::time::sleep(PATIENCE + Duration::from_millis(500)).await;
+        let sizes = doubler.sizes();
+        assert_eq!(sizes.len(), 160 / 16 + ALONE, "{sizes:?}");
+        doubler.is_held.store(false, Ordering::Relaxed);
+        for (number, asked) in (100..).zip(asked) {
+            assert_eq!(asked.await.unwrap(), Ok(2 * number));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_ends_when_all_who_share_it_have_gone_away() {
+        let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
+        doubler.is_held.store(true, Ordering::Relaxed);
+        let asked = [1, 2].map(|number| ask(&joined, &doubler, number));
+        while doubler.calls.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        for asked in asked {
+            asked.abort();
+        }
+        let has_ended = async {
+            while Arc::strong_count(&doubler) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(30), has_ended).await.is_ok());
     }
 
     #[tokio::test]
     async fn what_takes_for_ever_for_one_delays_the_others_only_for_a_while() {
-        let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
+        let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
         let [first, endless, third] = [1, 77, 2].map(|number| ask(&joined, &doubler, number));
         assert_eq!(first.await.unwrap(), Ok(2));
         assert_eq!(third.await.unwrap(), Ok(4));
@@ -303,7 +434,7 @@ mod tests {
     // Tasks of this runtime have their turns in the order in which they are spawned.
     #[tokio::test]
     async fn nobody_asks_for_who_has_gone_away() {
-        let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
+        let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
         let leader = ask(&joined, &doubler, 1);
         let gone = tokio::spawn(async move { joined.join(&2).1.is_none() });
         assert_eq!(leader.await.unwrap(), Ok(2));
@@ -314,7 +445,7 @@ mod tests {
     #[tokio::test]
     async fn a_leader_that_goes_away_leaves_the_others_with_answers() {
         for during_the_call in [false, true] {
-            let (joined, doubler) = (Arc::new(Doubling::new(16)), Arc::new(Doubler::default()));
+            let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
             doubler.is_held.store(true, Ordering::Relaxed);
             let leader = ask(&joined, &doubler, 1);
             let others = [2, 3].map(|number| ask(&joined, &doubler, number));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::BrokerError;
-use super::joined::{Joined, only};
+use super::joined::{Apart, Joined, only};
 use crate::backend::{Backend, LeaseAction, LeaseRequest, StoreInfo};
 use crate::record::Timestamp;
 
@@ -31,8 +31,8 @@ pub struct Leases {
     backend: Arc<dyn Backend>,
     clock: fn() -> Timestamp,
     /// Where callers meet; none where the store is shared: another host's claim to one of its leases may keep the store waiting,
-    /// which shall not keep the others from theirs. A request may reach the store twice: who holds a lease holds it on, and a
-    /// release after another one has taken it does nothing.
+    /// which shall not keep the others from theirs. A request may reach the store a second time once a call has failed: who holds
+    /// a lease holds it on, and a release after another one has taken it does nothing.
     joined: Option<Joined<(LeaseRequest, Timestamp), bool>>,
     /// Where the store may forget.
     granted: Option<Mutex<Granted>>,
@@ -69,7 +69,7 @@ impl Leases {
         Self {
             backend,
             clock,
-            joined: (!info.shared).then(|| Joined::new(LEASE_REQUESTS)),
+            joined: (!info.shared).then(|| Joined::new(LEASE_REQUESTS, Apart::OnFailure)),
             granted: (!info.shared && !info.durable).then(Mutex::default),
         }
     }
@@ -151,12 +151,10 @@ struct Claimed<'a> {
 
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
-        match self.before {
-            _ if self.is_held => {}
-            // The outcome is not known; until then at least it is the caller's.
-            Some(before) => self.granted.lock().shorten(self.name, self.id, self.until, before),
-            // Who was told nothing holds nothing.
-            None => self.granted.lock().forget(self.name, self.id),
+        // Where the outcome is not known, the lease is the caller's for as long as it was before, at least.
+        if !self.is_held {
+            let mut granted = self.granted.lock();
+            granted.take_back(self.name, self.id, self.until, self.before);
         }
     }
 }
@@ -197,11 +195,13 @@ impl Granted {
         Claim::Free { before: None }
     }
 
-    /// Takes a renewal back, unless there was another one since.
-    fn shorten(&mut self, name: &str, id: &str, renewed_until: Timestamp, before: Timestamp) {
-        let renewed = |grant: &&mut Grant| grant.id == id && grant.until == renewed_until;
-        if let Some(grant) = self.by_name.get_mut(name).filter(renewed) {
-            grant.until = before;
+    /// Takes a claim back, unless there was another one since.
+    fn take_back(&mut self, name: &str, id: &str, until: Timestamp, before: Option<Timestamp>) {
+        let claimed = |grant: &&mut Grant| grant.id == id && grant.until == until;
+        match (self.by_name.get_mut(name).filter(claimed), before) {
+            (Some(grant), Some(before)) => grant.until = before,
+            (Some(_), None) => self.remove(name),
+            (None, _) => {}
         }
     }
 
@@ -258,15 +258,31 @@ mod tests {
             granted.claim("x", "a", Timestamp(20), Timestamp(5)),
             Claim::Free { before }
         );
-        granted.shorten("x", "a", Timestamp(30), Timestamp(15));
+        granted.take_back("x", "a", Timestamp(30), Some(Timestamp(15)));
         let until = granted.by_name.get("x").map(|grant| grant.until);
         assert_eq!(until, Some(Timestamp(20)), "of another renewal");
-        granted.shorten("x", "a", Timestamp(20), Timestamp(10));
+        granted.take_back("x", "a", Timestamp(20), before);
         assert_eq!(
             granted.claim("x", "b", Timestamp(20), Timestamp(9)),
             Claim::HeldByAnother
         );
         assert_eq!(granted.claim("x", "b", Timestamp(20), Timestamp(10)), FREE);
+    }
+
+    #[test]
+    fn a_first_claim_that_fails_leaves_what_its_holder_was_given_meanwhile() {
+        let mut granted = Granted::default();
+        assert_eq!(granted.claim("x", "a", Timestamp(10), Timestamp(0)), FREE);
+        let before = Some(Timestamp(10));
+        let again = granted.claim("x", "a", Timestamp(11), Timestamp(1));
+        assert_eq!(again, Claim::Free { before });
+        granted.take_back("x", "a", Timestamp(10), None);
+        assert_eq!(
+            granted.claim("x", "b", Timestamp(20), Timestamp(2)),
+            Claim::HeldByAnother
+        );
+        granted.take_back("x", "a", Timestamp(11), None);
+        assert_eq!(granted.claim("x", "b", Timestamp(20), Timestamp(2)), FREE);
     }
 
     #[test]

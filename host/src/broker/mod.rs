@@ -37,7 +37,7 @@ pub use error::BrokerError;
 use self::closing::Closing;
 use self::follower::Follower;
 use self::hub::Hub;
-use self::joined::Joined;
+use self::joined::{Apart, Joined};
 use self::leases::Leases;
 use self::listings::Listings;
 use self::options::OptionsTable;
@@ -283,8 +283,8 @@ impl Broker {
             descriptors,
             leases,
             patcher: Patcher::default(),
-            gets: Joined::new(GET_KEYS),
-            positions: Joined::new(usize::MAX),
+            gets: Joined::new(GET_KEYS, Apart::OnFailureOrDelay),
+            positions: Joined::new(usize::MAX, Apart::Never),
             registry: Registry {
                 backend: Arc::clone(&backend),
                 listings: Arc::clone(&listings),

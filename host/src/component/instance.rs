@@ -172,8 +172,8 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`BackendError::Stopped`] if the instance has ended, before or meanwhile; [`BackendError::Unavailable`] if the call
-    /// was not let in.
+    /// [`BackendError::Stopped`] if the instance has ended, before or meanwhile; [`BackendError::NotCalled`] if it was not
+    /// let in.
     pub(super) async fn call<P, R>(
         &self,
         name: &'static str,
@@ -205,7 +205,7 @@ impl Instance {
             match self.gate.enter(answers).await {
                 Ok(permit) => Some(permit),
                 Err(Refused::Ended) => return Err(self.stopped().await),
-                Err(Refused::Busy(why)) => return Err(BackendError::Unavailable(why)),
+                Err(Refused::Busy(why)) => return Err(BackendError::NotCalled(why)),
             }
         };
         let limit = if name == NEWS.0 {

@@ -206,7 +206,7 @@ impl Supervised {
 
 /// Nothing was called, and another attempt may find an instance.
 fn reopening(cause: &str) -> BackendError {
-    BackendError::Unavailable(format!(
+    BackendError::NotCalled(format!(
         "the storage plugin stopped and is being started again: {cause}"
     ))
 }
@@ -335,7 +335,7 @@ impl Backend for Supervised {
         self.supervising.abort();
         match self.instance_now() {
             Ok(backend) => backend.close().await,
-            Err(BackendError::Unavailable(cause)) => Err(BackendError::Stopped(cause)),
+            Err(BackendError::NotCalled(cause)) => Err(BackendError::Stopped(cause)),
             Err(error) => Err(error),
         }
     }

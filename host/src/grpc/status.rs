@@ -41,9 +41,11 @@ fn code(error: &BrokerError) -> Code {
 fn backend_code(error: &BackendError) -> Code {
     match error {
         // Another attempt, here or at another host, may succeed. That includes a store that takes no writes at present.
-        BackendError::Unavailable(_) | BackendError::ReadOnly(_) | BackendError::Stopped(_) | BackendError::Closed => {
-            Code::Unavailable
-        }
+        BackendError::Unavailable(_)
+        | BackendError::NotCalled(_)
+        | BackendError::ReadOnly(_)
+        | BackendError::Stopped(_)
+        | BackendError::Closed => Code::Unavailable,
         BackendError::Exhausted(_) => Code::ResourceExhausted,
         BackendError::Pruned(_) => Code::Aborted,
         BackendError::Corrupt(_) => Code::DataLoss,
@@ -86,6 +88,11 @@ mod tests {
             ),
             (
                 BackendError::Unavailable(text()).into(),
+                Code::Unavailable,
+                "the store is unavailable: why",
+            ),
+            (
+                BackendError::NotCalled(text()).into(),
                 Code::Unavailable,
                 "the store is unavailable: why",
             ),

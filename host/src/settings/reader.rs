@@ -445,8 +445,10 @@ fn hash(digest: &mut Sha256, value: &Value) {
 /// for sure.
 fn may_show_a_password(text: &str) -> bool {
     let has_user = text.split_once("://").is_some_and(|(_, rest)| rest.contains('@'));
-    let dense: String = text.chars().filter(|letter| !letter.is_whitespace()).collect();
-    let has = |word| dense.to_ascii_lowercase().contains(word);
+    let mut dense: String = text.chars().filter(|letter| !letter.is_whitespace()).collect();
+    dense.make_ascii_lowercase();
+    let has = |word| dense.contains(word);
     // A secret of a plugin may be called `password`, too.
-    has_user || (has("password=") && ["host=", "hostaddr=", "port=", "user=", "dbname="].into_iter().any(has))
+    let others = ["\"password=", "://", "host=", "hostaddr=", "port=", "user=", "dbname="];
+    has_user || (has("password=") && others.into_iter().any(has))
 }

@@ -109,15 +109,15 @@ async fn no_call_reaches_a_new_instance_before_it_is_adopted() {
     assert_ne!(reopened.position.server_version, info.position.server_version);
     let health = backend.health().await.unwrap_err();
     assert!(
-        matches!(&health, BackendError::Unavailable(why) if why.contains("started again")),
+        matches!(&health, BackendError::NotCalled(why) if why.contains("started again")),
         "{health:?}"
     );
     // A write was decided on under the old content: it does not wait for another one.
     let write = put(&*backend).await.unwrap_err();
-    assert!(matches!(write, BackendError::Unavailable(_)), "{write:?}");
+    assert!(matches!(write, BackendError::NotCalled(_)), "{write:?}");
     // A read waits, for a bounded time.
     let read = backend.current().await.unwrap_err();
-    assert!(matches!(read, BackendError::Unavailable(_)), "{read:?}");
+    assert!(matches!(read, BackendError::NotCalled(_)), "{read:?}");
     let (read, ()) = tokio::join!(backend.current(), async { reopened.adopt() });
     assert_ne!(read.unwrap().server_version, info.position.server_version);
     assert_eq!(backend.health().await, Ok(()));

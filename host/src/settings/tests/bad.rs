@@ -96,6 +96,24 @@ fn each_mistake_says_what_to_do() {
         ),
         (
             vec![],
+            "GRPC_ADDRESS",
+            "postgres://db/pomerium?user=pomerium&password=hunter2".into(),
+            "looks like a connection string, which is not shown",
+        ),
+        (
+            vec![],
+            "GRPC_ADDRESS",
+            "postgres://db/pomerium?password=hunter2".into(),
+            "looks like a connection string, which is not shown",
+        ),
+        (
+            vec![],
+            "GRPC_ADDRESS",
+            "password=hunter2".into(),
+            "looks like a connection string, which is not shown",
+        ),
+        (
+            vec![],
             "DATABROKER_PLUGIN_DIRECTORIES",
             "postgres://pomerium:hunter@hunter2@db/pomerium".into(),
             "looks like a connection string, which is not shown",

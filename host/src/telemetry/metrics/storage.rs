@@ -22,9 +22,10 @@ const TYPE_BYTES: usize = 200;
 const OTHER: &str = "other";
 
 /// Why calls fail.
-const ERRORS: [&str; 9] = [
+const ERRORS: [&str; 10] = [
     "configuration",
     "unavailable",
+    "not_called",
     "exhausted",
     "read_only",
     "pruned",
@@ -73,6 +74,7 @@ fn error_name(error: &BackendError) -> &'static str {
     match error {
         BackendError::Configuration(_) => "configuration",
         BackendError::Unavailable(_) => "unavailable",
+        BackendError::NotCalled(_) => "not_called",
         BackendError::Exhausted(_) => "exhausted",
         BackendError::ReadOnly(_) => "read_only",
         BackendError::Pruned(_) => "pruned",
@@ -412,6 +414,7 @@ mod tests {
         for error in [
             BackendError::Configuration(text()),
             BackendError::Unavailable(text()),
+            BackendError::NotCalled(text()),
             BackendError::Exhausted(text()),
             BackendError::ReadOnly(text()),
             BackendError::Pruned(1),

@@ -254,6 +254,33 @@ impl Faulty {
             more: false,
         })
     }
+
+    /// Writes the tombstones, and the records once more behind them.
+    async fn put_and_keep(&self, batches: Vec<Batch>, now: Timestamp) -> Result<PutResult, BackendError> {
+        let changes = batches.iter().flat_map(|batch| &batch.changes);
+        let deleted = changes
+            .filter(|change| change.operation == Operation::Delete)
+            .map(|change| change.key.clone())
+            .collect();
+        let kept = self.inner.get(deleted).await?;
+        let result = self.inner.put(batches, now).await?;
+        let changes: Vec<_> = kept
+            .into_iter()
+            .flatten()
+            .map(|record| Change {
+                key: record.key,
+                operation: Operation::Upsert {
+                    data: record.data,
+                    network: None,
+                },
+                expected: None,
+            })
+            .collect();
+        if !changes.is_empty() {
+            self.inner.put(vec![Batch { changes }], now).await?;
+        }
+        Ok(result)
+    }
 }
 
 #[async_trait]
@@ -275,35 +302,9 @@ impl Backend for Faulty {
             if self.is(Fault::ReversesBatches) {
                 batch.changes.reverse();
             }
-            if self.is(Fault::KeepsDeletedRecords) {
-                // The tombstone is written, and the record comes back behind it.
-                let keys: Vec<Key> = batch
-                    .changes
-                    .iter()
-                    .filter(|change| change.operation == Operation::Delete)
-                    .map(|change| change.key.clone())
-                    .collect();
-                let kept = self.inner.get(keys).await?;
-                let mut result = self.inner.put(vec![batch.clone()], now).await?;
-                for record in kept.into_iter().flatten() {
-                    let change = Change {
-                        key: record.key,
-                        operation: Operation::Upsert {
-                            data: record.data,
-                            network: None,
-                        },
-                        expected: None,
-                    };
-                    self.inner.put(vec![Batch { changes: vec![change] }], now).await?;
-                }
-                if batch.changes.iter().any(|change| change.operation == Operation::Delete) {
-                    result.server_version = self.inner.current().await?.server_version;
-                    return Ok(result);
-                }
-            }
         }
         if self.is(Fault::KeepsDeletedRecords) {
-            return self.inner.put(batches, now).await;
+            return self.put_and_keep(batches, now).await;
         }
         if self.is(Fault::SplitsBatches) {
             return self.put_split(batches, now).await;

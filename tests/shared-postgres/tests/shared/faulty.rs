@@ -139,7 +139,7 @@ found_out! {
     ShowsVersionsLate on SHARED seen Missing,
     AnswersWrongVersions on SHARED seen Lost,
     IgnoresExpectedVersions on EXCLUSIVE seen Torn,
-    KeepsDeletedRecords on SHARED seen Stale,
+    KeepsDeletedRecords on SHARED seen Repeated,
     ReadsStaleRecords on EXCLUSIVE seen Stale,
     GivesLeaseTwice on EXCLUSIVE seen TwoHolders,
     LeasesForever on EXCLUSIVE seen LeaseStuck,
