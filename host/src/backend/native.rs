@@ -434,7 +434,7 @@ mod tests {
         let (native, info) = Native::shared(Settings {
             connection_string: None,
             new_server_version: 7,
-            descriptors: Arc::new(Descriptors::built_in().unwrap()),
+            descriptors: Arc::new(Descriptors::built_in()),
         })
         .unwrap();
         assert!(info.shared && !info.durable);
@@ -460,7 +460,7 @@ mod tests {
         let opened = Native::open(Settings {
             connection_string: Some("postgres://user:secret@host".to_owned()),
             new_server_version: 1,
-            descriptors: Arc::new(Descriptors::built_in().unwrap()),
+            descriptors: Arc::new(Descriptors::built_in()),
         });
         assert!(matches!(opened, Err(BackendError::Configuration(text)) if !text.contains("secret")));
     }

@@ -294,7 +294,7 @@ fn not_opened(error: OpenError) -> CommandError {
 
 /// The built-in descriptors and those of a file, which a setting of that name has named.
 fn descriptors(path: Option<&Path>, setting: &str) -> Result<Descriptors, CommandError> {
-    let built_in = Descriptors::built_in().map_err(anyhow::Error::from)?;
+    let built_in = Descriptors::built_in();
     let Some(path) = path else {
         return Ok(built_in);
     };

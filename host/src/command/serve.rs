@@ -35,6 +35,9 @@ use crate::tls::{self, Certificates, Changed};
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long after the start descriptors are made that nobody has needed yet.
+const DESCRIPTORS: Duration = Duration::from_millis(100);
+
 /// Serves until it is told to stop.
 ///
 /// # Errors
@@ -104,7 +107,7 @@ async fn run(
     tracing::info!(%address, tls, version = env!("CARGO_PKG_VERSION"), "listening");
     // A store may take its time, and a signal is heard meanwhile.
     let broker = tokio::select! {
-        broker = server.until(open(&settings, &instruments, descriptors)) => broker.map_err(anyhow::Error::from)??,
+        broker = server.until(open(&settings, &instruments, Arc::clone(&descriptors))) => broker.map_err(anyhow::Error::from)??,
         _ = signals.next() => {
             tracing::info!("told to stop before the store was open");
             return Ok(());
@@ -112,6 +115,7 @@ async fn run(
     };
 
     tracing::info!(%address, "serving");
+    tasks.spawn(load_descriptors(descriptors));
     if settings.secrets.generated {
         let program = std::env::current_exe().context("cannot tell where this program is")?;
         let secret = &settings.secrets.current;
@@ -139,6 +143,13 @@ async fn run(
     };
     outcome.context("the server has failed")?.map_err(anyhow::Error::from)?;
     Ok(())
+}
+
+/// Makes the descriptors once those who have waited for the start have had their answers.
+async fn load_descriptors(descriptors: Arc<Descriptors>) {
+    tokio::time::sleep(DESCRIPTORS).await;
+    // It takes a while without letting others have their turn.
+    let _ = tokio::task::spawn_blocking(move || descriptors.load()).await;
 }
 
 /// How many connections there may be of those that are wanted, which is told where it is less.

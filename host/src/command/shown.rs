@@ -268,7 +268,7 @@ mod tests {
 
     fn types(literal: bool) -> Types {
         Types {
-            descriptors: Descriptors::built_in().unwrap(),
+            descriptors: Descriptors::built_in(),
             literal,
         }
     }

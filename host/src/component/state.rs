@@ -365,7 +365,7 @@ mod tests {
     const JSON: &str = r#"{"@type":"type.googleapis.com/google.protobuf.StringValue","value":"x"}"#;
 
     fn state() -> State {
-        let descriptors = Arc::new(Descriptors::built_in().unwrap());
+        let descriptors = Arc::new(Descriptors::built_in());
         let granted = Granted::new("test", grants::Grants::default());
         let limits = Limits::default();
         State::new(PluginLog::new("test", limits), descriptors, limits, &granted).unwrap()

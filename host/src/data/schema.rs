@@ -10,6 +10,7 @@ use prost_reflect::{DescriptorPool, EnumDescriptor, FieldDescriptor, MessageDesc
 use super::wire::{Field as WireField, Fields, Payload, WireError};
 
 /// All message types.
+#[derive(Default)]
 pub(super) struct Schema {
     messages: Vec<Message>,
     enums: Vec<Enum>,

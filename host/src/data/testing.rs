@@ -117,12 +117,8 @@ pub(crate) fn descriptor_set() -> Vec<u8> {
 
 /// The built-in types and the test messages.
 pub(crate) fn descriptors() -> &'static Descriptors {
-    static DESCRIPTORS: std::sync::LazyLock<Descriptors> = std::sync::LazyLock::new(|| {
-        Descriptors::built_in()
-            .unwrap()
-            .with_additional(&descriptor_set())
-            .unwrap()
-    });
+    static DESCRIPTORS: std::sync::LazyLock<Descriptors> =
+        std::sync::LazyLock::new(|| Descriptors::built_in().with_additional(&descriptor_set()).unwrap());
     &DESCRIPTORS
 }
 

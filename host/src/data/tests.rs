@@ -22,7 +22,7 @@ const EVERYTHING: &str = "test.Everything";
 
 #[test]
 fn the_built_in_descriptors_load_and_know_the_well_known_types() {
-    let descriptors = Descriptors::built_in().unwrap();
+    let descriptors = Descriptors::built_in();
     assert!(descriptors.knows("type.googleapis.com/google.protobuf.Struct"));
     assert!(descriptors.knows("type.googleapis.com/databroker.Record"));
     assert!(descriptors.knows("type.googleapis.com/session.Session"));
@@ -33,7 +33,7 @@ fn the_built_in_descriptors_load_and_know_the_well_known_types() {
 
 #[test]
 fn additional_descriptors_make_types_known_and_bad_ones_are_refused() {
-    let built_in = Descriptors::built_in().unwrap();
+    let built_in = Descriptors::built_in();
     assert!(
         built_in
             .with_additional(&descriptor_set())

@@ -184,8 +184,10 @@ fn nearest_variable(name: &str) -> Option<&'static str> {
     if name.len() > SHOWN_LETTERS {
         return None;
     }
+    // What differs more in length differs by more letters, too.
     let rated = ALL
         .iter()
+        .filter(|key| key.variable.len().abs_diff(name.len()) <= LETTERS)
         .map(|key| (strsim::damerau_levenshtein(name, key.variable), key.variable));
     rated
         .filter(|(letters, _)| *letters <= LETTERS)

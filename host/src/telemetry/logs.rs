@@ -29,6 +29,10 @@ use super::config::{LogFormat, Logs};
 use super::seldom::Seldom;
 use super::traces;
 
+/// How many lines wait to be written before further ones are lost. The room for each is made at the start, before anything is served:
+/// what it costs, in time and memory, is a sixteenth of the library's own choice.
+const WAITING: usize = 1 << 13;
+
 /// How often lost lines are spoken of.
 const INTERVAL: Duration = Duration::from_secs(60);
 
@@ -59,7 +63,10 @@ impl Log {
             writer: io::stderr(),
             unwritten: Arc::clone(&unwritten),
         };
-        let (queue, writer): (NonBlocking, WorkerGuard) = NonBlockingBuilder::default().lossy(true).finish(lines);
+        let (queue, writer): (NonBlocking, WorkerGuard) = NonBlockingBuilder::default()
+            .buffered_lines_limit(WAITING)
+            .lossy(true)
+            .finish(lines);
         let dropped = queue.error_counter();
         let (targets, filter) = reload::Layer::new(targets(config.level));
         // A terminal gets colours, a file does not.

@@ -32,7 +32,7 @@ use self::tap::Tap;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn descriptors() -> Arc<Descriptors> {
-    Arc::new(Descriptors::built_in().unwrap())
+    Arc::new(Descriptors::built_in())
 }
 
 fn native(shared: bool) -> (Arc<Native>, StoreInfo) {

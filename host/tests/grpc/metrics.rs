@@ -97,7 +97,7 @@ async fn server() -> Server {
         connection_string: Some("memory://?budget=64MiB".to_owned()),
         ..component::Config::new(component::Source::BuiltIn("memory".to_owned()))
     };
-    let descriptors = Arc::new(Descriptors::built_in().unwrap());
+    let descriptors = Arc::new(Descriptors::built_in());
     let (backend, info) = component::open(config, descriptors).await.unwrap();
     let config = Config {
         clean_interval: Duration::from_millis(20),

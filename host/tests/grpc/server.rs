@@ -48,7 +48,7 @@ impl tonic::service::Interceptor for Credentials {
 pub type Connection = InterceptedService<Channel, Credentials>;
 
 pub fn descriptors() -> Arc<Descriptors> {
-    Arc::new(Descriptors::built_in().unwrap())
+    Arc::new(Descriptors::built_in())
 }
 
 /// A running server.

@@ -50,7 +50,7 @@ impl Stand {
             .enable_all()
             .build()
             .unwrap();
-        let descriptors = Arc::new(Descriptors::built_in().unwrap());
+        let descriptors = Arc::new(Descriptors::built_in());
         let opened = async {
             let opened: (Arc<dyn Backend>, StoreInfo) = match name {
                 "plugin" => {
@@ -218,7 +218,7 @@ fn message_to_streams(bencher: Bencher<'_, '_>, streams: usize) {
 /// A filter on one field, held to one record.
 #[divan::bench(args = ["no such provider", "identity-provider"], sample_size = 1000)]
 fn filter(bencher: Bencher<'_, '_>, provider: &str) {
-    let descriptors = Descriptors::built_in().unwrap();
+    let descriptors = Descriptors::built_in();
     let filter = Filter::parse(&json!({"idp_id": provider})).unwrap();
     let (key, data, resolution) = (key(1), data(1), filter.resolution());
     bencher.bench_local(|| {
@@ -230,7 +230,7 @@ fn filter(bencher: Bencher<'_, '_>, provider: &str) {
 /// A text, looked for in one record.
 #[divan::bench(args = ["no such text", "identity-provider"], sample_size = 1000)]
 fn text(bencher: Bencher<'_, '_>, text: &str) {
-    let descriptors = Descriptors::built_in().unwrap();
+    let descriptors = Descriptors::built_in();
     let (needle, data) = (Needle::new(text), data(1));
     bencher.bench_local(|| descriptors.matches_text(black_box(&data), &needle));
 }
@@ -238,7 +238,7 @@ fn text(bencher: Bencher<'_, '_>, text: &str) {
 /// What an index takes from one record.
 #[divan::bench(sample_size = 1000)]
 fn values(bencher: Bencher<'_, '_>) {
-    let descriptors = Descriptors::built_in().unwrap();
+    let descriptors = Descriptors::built_in();
     let data = data(1);
     bencher.bench_local(|| descriptors.values(black_box(&data), "user_id"));
 }
@@ -246,7 +246,7 @@ fn values(bencher: Bencher<'_, '_>) {
 /// A patch of `accessed_at`, merged into one record.
 #[divan::bench(sample_size = 1000)]
 fn merge(bencher: Bencher<'_, '_>) {
-    let descriptors = Descriptors::built_in().unwrap();
+    let descriptors = Descriptors::built_in();
     let (existing, update) = (data(1), session::accessed(1).data.unwrap());
     let mask = Mask::new(["accessed_at"]).unwrap();
     bencher.bench_local(|| {

@@ -22,7 +22,7 @@ pub(crate) async fn serve(
     shared_secret: &str,
     connection_string: Option<String>,
 ) -> anyhow::Result<()> {
-    let descriptors = Arc::new(Descriptors::built_in()?);
+    let descriptors = Arc::new(Descriptors::built_in());
     let (backend, info) = native::Native::open(native::Settings {
         connection_string,
         new_server_version: new_server_version(0),

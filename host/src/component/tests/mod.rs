@@ -33,7 +33,7 @@ use crate::backend::{Backend, BackendError, StoreInfo};
 use crate::data::Descriptors;
 
 fn descriptors() -> Arc<Descriptors> {
-    Arc::new(Descriptors::built_in().unwrap())
+    Arc::new(Descriptors::built_in())
 }
 
 fn config(plugin: Source) -> Config {

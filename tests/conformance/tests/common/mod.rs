@@ -131,7 +131,7 @@ pub fn short() -> broker::Config {
 
 /// What a native store is opened with.
 pub fn settings() -> (Arc<Descriptors>, native::Settings) {
-    let descriptors = Arc::new(Descriptors::built_in().expect("descriptors"));
+    let descriptors = Arc::new(Descriptors::built_in());
     let settings = native::Settings {
         connection_string: None,
         new_server_version: new_server_version(0),

@@ -15,4 +15,4 @@ use std::sync::LazyLock;
 use databroker_host::data::Descriptors;
 
 /// The descriptors of all that the host knows.
-static DESCRIPTORS: LazyLock<Descriptors> = LazyLock::new(|| Descriptors::built_in().unwrap());
+static DESCRIPTORS: LazyLock<Descriptors> = LazyLock::new(Descriptors::built_in);

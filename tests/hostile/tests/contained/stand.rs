@@ -247,8 +247,7 @@ pub async fn open(
 }
 
 fn descriptors() -> Arc<Descriptors> {
-    static DESCRIPTORS: LazyLock<Arc<Descriptors>> =
-        LazyLock::new(|| Arc::new(Descriptors::built_in().expect("descriptors")));
+    static DESCRIPTORS: LazyLock<Arc<Descriptors>> = LazyLock::new(|| Arc::new(Descriptors::built_in()));
     Arc::clone(&DESCRIPTORS)
 }
 

@@ -29,7 +29,7 @@ async fn serve(fault: Fault, is_shared: bool) -> (Vec<u16>, Vec<oneshot::Sender<
     let settings = native::Settings {
         connection_string: None,
         new_server_version: new_server_version(0),
-        descriptors: Arc::new(Descriptors::built_in().unwrap()),
+        descriptors: Arc::new(Descriptors::built_in()),
     };
     let (native, info) = if is_shared {
         Native::shared(settings).unwrap()
@@ -46,7 +46,7 @@ async fn serve(fault: Fault, is_shared: bool) -> (Vec<u16>, Vec<oneshot::Sender<
 }
 
 async fn serve_one(backend: Arc<dyn Backend>, info: &StoreInfo) -> (u16, oneshot::Sender<()>) {
-    let descriptors = Arc::new(Descriptors::built_in().unwrap());
+    let descriptors = Arc::new(Descriptors::built_in());
     // A host remembers leases for a store that forgets them, and what streams need in its hub.
     let info = StoreInfo {
         summary: info.summary.clone(),
