@@ -209,11 +209,7 @@ impl Runner<'_> {
     where
         F: Future<Output = anyhow::Result<()>>,
     {
-        let clients = self.connect(self.callers, CALLERS_PER_CONNECTION).await?;
-        let numbers = Numbers::default();
-        for client in &clients {
-            call(client.clone(), numbers.next()).await?;
-        }
+        let (clients, numbers) = self.warmed_up(&call).await?;
         let (before, begun) = self.begin()?;
         let callers = clients.iter().map(|client| {
             let (call, numbers) = (&call, &numbers);
@@ -237,11 +233,7 @@ impl Runner<'_> {
     where
         F: Future<Output = anyhow::Result<()>>,
     {
-        let clients = self.connect(self.callers, CALLERS_PER_CONNECTION).await?;
-        let numbers = Numbers::default();
-        for client in &clients {
-            call(client.clone(), numbers.next()).await?;
-        }
+        let (clients, numbers) = self.warmed_up(&call).await?;
         let between = Duration::from_secs(1) / u32::try_from(rate)?;
         let (before, begun) = self.begin()?;
         let callers = (0..).zip(&clients).map(|(place, client)| {
@@ -265,6 +257,19 @@ impl Runner<'_> {
         });
         let latencies = try_join_all(callers).await?.concat();
         self.done(before, begun, u64::try_from(latencies.len())?, latencies)
+    }
+
+    /// Connected callers, each of which has made a call, and the numbers of the calls to come.
+    async fn warmed_up<F>(&self, call: impl Fn(Client, usize) -> F) -> anyhow::Result<(Vec<Client>, Numbers)>
+    where
+        F: Future<Output = anyhow::Result<()>>,
+    {
+        let clients = self.connect(self.callers, CALLERS_PER_CONNECTION).await?;
+        let numbers = Numbers::default();
+        for client in &clients {
+            call(client.clone(), numbers.next()).await?;
+        }
+        Ok((clients, numbers))
     }
 
     /// A lease for each caller.
