@@ -126,15 +126,16 @@ impl Setup {
                 continue;
             }
             progress.set_message(format!("{}: {name}, {stored} records", server.name));
+            let in_what = || format!("{}: {name}", server.name);
             let sampler = (kind == Kind::Shares)
                 .then(|| Sampler::start(process.number()))
                 .transpose()?;
             let done = runner::run(workload, &process, stored, &fresh, effort)
                 .await
-                .with_context(|| format!("{}: {name}", server.name))?;
+                .with_context(in_what)?;
             let measurement = Measurement {
                 callers: workload.callers,
-                shares: sampler.map(Sampler::finish).transpose()?,
+                shares: sampler.map(Sampler::finish).transpose().with_context(in_what)?,
                 ..Measurement::new(round, &server.name, name, stored)
             };
             measurements.push(complete(measurement, workload, &process, done)?);

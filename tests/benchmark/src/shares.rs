@@ -117,8 +117,10 @@ impl Sampler {
             .stderr(Stdio::null())
             .spawn()
             .context("running perf")?;
-        // It is not there at once; the work is to begin when it is. Where it has ended, `finish` says so.
-        while !samples.is_file() && perf.try_wait()?.is_none() {
+        // It is not there at once; the work is to begin when it has its counters, after which it writes a head. Where it has ended,
+        // `finish` says so.
+        let has_begun = || samples.metadata().is_ok_and(|file| file.len() > 0);
+        while !has_begun() && perf.try_wait()?.is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(Self { perf, directory })
