@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Change;
 use super::hub::Hub;
-use super::options::OptionsTable;
+use super::options::{Known, OptionsTable};
 use crate::backend::{Backend, BackendError, ChangesRequest, Observed, PageBounds};
 
 /// The bounds of the pages that are read.
@@ -50,10 +50,11 @@ impl Follower {
     pub async fn run(self) {
         // What was seen when the store was opened is unknown, so the first look reads everything.
         let mut seen = None;
+        let mut known = None;
         let mut pause = SHORTEST_PAUSE;
         loop {
             let begun = Instant::now();
-            match self.step(&mut seen).await {
+            match self.step(&mut seen, &mut known).await {
                 Ok(()) => {
                     pause = SHORTEST_PAUSE;
                     tokio::time::sleep_until(begun + SHORTEST_ROUND).await;
@@ -70,12 +71,15 @@ impl Follower {
     }
 
     /// Waits for news, and brings them to where they are told.
-    async fn step(&self, seen: &mut Option<Observed>) -> Result<(), BackendError> {
+    async fn step(&self, seen: &mut Option<Observed>, known: &mut Known) -> Result<(), BackendError> {
         // No store has server version 0, so the first wait ends at once.
         let now = self.backend.wait(seen.unwrap_or_default()).await?;
         let is_new = |part: fn(&Observed) -> u64| seen.as_ref().is_none_or(|seen| part(seen) != part(&now));
-        if is_new(|observed| observed.options_revision) || is_new(|observed| observed.server_version) {
-            self.options.refresh(&*self.backend).await?;
+        if is_new(|observed| observed.server_version) {
+            *known = None;
+        }
+        let revision = now.options_revision;
+        if self.options.refresh_to(revision, known, &*self.backend).await? {
             self.hub.options_changed();
         }
         if is_new(|observed| observed.services_revision) {

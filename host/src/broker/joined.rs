@@ -6,13 +6,14 @@
 //!
 //! Whoever shares a call shall not suffer from another one's question. So each asks by itself, a second time, where the call
 //! has failed for what may be one question's fault, or takes longer than [`PATIENCE`]; the shared call goes on, and what is answered
-//! first is taken. No more than [`ALONE`] ask so at a time, so that a store which is slow, or fails, for all is not asked that much
-//! more: the others wait for the shared call as well as for their turn.
+//! first is taken. No more than [`ALONE`] such calls are under way, so that a store which is slow, or fails, for all is not asked that
+//! much more: who has no turn in time is content with the shared call.
 //!
 //! A call for several is a task of its own, which goes on when its leader goes away, and ends when all have; it is a part of the
 //! leader's trace. A leader that goes away before it has asked leaves each of the others to ask by itself.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::backend::BackendError;
 /// After so long, those who share a call ask by themselves too. Far longer than a store takes that is well.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many ask by themselves at once, of those who share calls.
+/// How many calls are under way of those who share calls and ask by themselves.
 const ALONE: usize = 64;
 
 /// Where callers with questions of one kind meet.
@@ -34,7 +35,8 @@ pub struct Joined<Question, Answer> {
     most: usize,
     apart: Apart,
     group: Mutex<Group<Question, Answer>>,
-    alone: Semaphore,
+    /// Of those who ask by themselves.
+    turns: Arc<Semaphore>,
 }
 
 /// When one who shares a call asks by itself as well.
@@ -70,7 +72,7 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
             most,
             apart,
             group: Mutex::new(None),
-            alone: Semaphore::new(ALONE),
+            turns: Arc::new(Semaphore::new(ALONE)),
         }
     }
 
@@ -103,33 +105,63 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
                 waiting = rest;
             }
         }
-        let mut alone = pin!(async {
-            // It is never closed.
-            let _turn = self.alone.acquire().await;
-            only(call(vec![question]).await)
-        });
-        let mut is_late = false;
+        let mut alone = pin!(self.alone(&question, &call));
+        let (mut asks, mut failed) = (false, None);
         let shared = loop {
             let told = tokio::select! {
                 biased;
                 told = &mut answer => told,
-                answer = &mut alone, if is_late => return answer,
+                alone = &mut alone, if asks => {
+                    match alone {
+                        Some(Ok(answer)) => return Ok(answer),
+                        // The shared call may have an answer still.
+                        Some(Err(error)) => failed = Some(error),
+                        None => {}
+                    }
+                    asks = false;
+                    continue;
+                }
             };
             match told {
                 Ok(Told::Answer(answer)) => break Some(answer),
                 Ok(Told::Late(later)) => {
                     answer = later;
-                    is_late = true;
+                    asks = true;
                 }
                 // The leader went away before it had asked.
                 Err(_) => break None,
             }
         };
-        match shared {
-            Some(Ok(answer)) => Ok(answer),
-            Some(Err(error)) if self.apart == Apart::Never || !may_be_of_another(&error) => Err(error),
-            _ => alone.await,
+        match (shared, failed) {
+            (Some(Ok(answer)), _) => Ok(answer),
+            (_, Some(error)) => Err(error),
+            (Some(Err(error)), None) if self.apart == Apart::Never || !may_be_of_another(&error) => Err(error),
+            (Some(Err(error)), None) => self.alone(&question, &call).await.unwrap_or(Err(error)),
+            (None, None) => only(call(vec![question.clone()]).await),
         }
+    }
+
+    /// Asks by itself, in its turn; none where that does not come in time. The call goes on when its caller goes away, as it
+    /// would in a plugin, and its turn ends with it.
+    async fn alone<Call>(
+        &self,
+        question: &Question,
+        call: &impl Fn(Vec<Question>) -> Call,
+    ) -> Option<Result<Answer, BackendError>>
+    where
+        Answer: Send + 'static,
+        Call: Future<Output = Result<Vec<Answer>, BackendError>> + Send + 'static,
+    {
+        let turn = Arc::clone(&self.turns).acquire_owned();
+        // They are never closed.
+        let turn = tokio::time::timeout(PATIENCE, turn).await.ok()?.ok()?;
+        let call = call(vec![question.clone()]);
+        let asking = async move {
+            let _turn = turn;
+            only(call.await)
+        };
+        let asked = tokio::spawn(asking.in_current_span()).await;
+        Some(asked.unwrap_or_else(|error| Err(BackendError::Internal(format!("a call was not finished: {error}")))))
     }
 
     /// Where the answer comes; and the lead, where nobody has it.
@@ -269,7 +301,8 @@ mod tests {
         (Arc::new(Doubling::new(16, apart)), Arc::default())
     }
 
-    /// Doubles numbers. A call takes a turn of the runtime, and is noted before. Of 77 it is without end, and of 66 alone.
+    /// Doubles numbers. A call takes a turn of the runtime, and is noted before. Of 77 it is without end, and of 66 alone; 55 alone
+    /// fails, whatever waits.
     #[derive(Default)]
     struct Doubler {
         calls: Mutex<Vec<Vec<u32>>>,
@@ -295,6 +328,9 @@ mod tests {
         async fn double(&self, numbers: Vec<u32>) -> Result<Vec<u32>, BackendError> {
             self.calls.lock().push(numbers.clone());
             tokio::task::yield_now().await;
+            if numbers == [55] {
+                return Err(BackendError::NotCalled("busy".to_owned()));
+            }
             while self.is_held.load(Ordering::Relaxed) {
                 tokio::task::yield_now().await;
             }
@@ -377,12 +413,12 @@ mod tests {
         ] {
             let (joined, doubler) = doubling(apart);
             doubler.is_held.store(true, Ordering::Relaxed);
-            // Of 66, only the shared call ever has an answer.
-            let asked = [1, 66, 2].map(|number| ask(&joined, &doubler, number));
+            // Of 66 and 55, only the shared call ever has an answer.
+            let asked = [55, 66, 2].map(|number| ask(&joined, &doubler, number));
             tokio::time::sleep(PATIENCE + Duration::from_millis(500)).await;
             assert_eq!(doubler.sizes(), calls);
             doubler.is_held.store(false, Ordering::Relaxed);
-            for (asked, answer) in asked.into_iter().zip([2, 132, 4]) {
+            for (asked, answer) in asked.into_iter().zip([110, 132, 4]) {
                 assert_eq!(asked.await.unwrap(), Ok(answer));
             }
         }
@@ -392,14 +428,38 @@ mod tests {
     async fn a_store_that_is_slow_for_all_is_asked_a_bounded_number_of_times_more() {
         let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
         doubler.is_held.store(true, Ordering::Relaxed);
-        let asked: Vec<_> = (100..260).map(|number| ask(&joined, &doubler, number)).collect();
+        let ask_many = |from| -> Vec<_> {
+            (from..from + 160)
+                .map(|number| ask(&joined, &doubler, number))
+                .collect()
+        };
+        let gone = ask_many(100);
         tokio::time::sleep(PATIENCE + Duration::from_millis(500)).await;
         let sizes = doubler.sizes();
         assert_eq!(sizes.len(), 160 / 16 + ALONE, "{sizes:?}");
+        // Calls go on whose callers have gone away: they take the turns of others.
+        gone.iter().for_each(tokio::task::JoinHandle::abort);
+        let asked = ask_many(300);
+        tokio::time::sleep(PATIENCE + Duration::from_millis(500)).await;
+        let sizes = doubler.sizes();
+        assert_eq!(sizes.len(), 2 * 160 / 16 + ALONE, "{sizes:?}");
         doubler.is_held.store(false, Ordering::Relaxed);
-        for (number, asked) in (100..).zip(asked) {
+        for (number, asked) in (300..).zip(asked) {
             assert_eq!(asked.await.unwrap(), Ok(2 * number));
         }
+    }
+
+    #[tokio::test]
+    async fn who_has_no_turn_hears_that_the_shared_call_has_failed() {
+        let (joined, doubler) = doubling(Apart::OnFailureOrDelay);
+        let taken: Vec<_> = (0..ALONE)
+            .map(|_| Arc::clone(&joined.turns).try_acquire_owned().unwrap())
+            .collect();
+        for asked in [1, 11, 2].map(|number| ask(&joined, &doubler, number)) {
+            assert_eq!(asked.await.unwrap(), Err(fault(11).unwrap()));
+        }
+        assert_eq!(doubler.sizes(), [3]);
+        drop(taken);
     }
 
     #[tokio::test]

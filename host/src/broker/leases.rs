@@ -92,15 +92,11 @@ impl Leases {
             granted,
             name: &name,
             id: &id,
-            until,
-            before,
-            is_held: false,
+            until: before.map_or(until, |before| before.max(until)),
+            after: before,
         };
         let held = self.ask(name.clone(), id.clone(), action, now).await?;
-        claimed.is_held = held;
-        if !held {
-            claimed.before = None;
-        }
+        claimed.after = held.then_some(until);
         Ok(held)
     }
 
@@ -142,30 +138,27 @@ struct Claimed<'a> {
     granted: &'a Mutex<Granted>,
     name: &'a str,
     id: &'a str,
-    /// Until when it is remembered for.
+    /// Until when it is remembered for meanwhile.
     until: Timestamp,
-    /// Until when the caller had it before.
-    before: Option<Timestamp>,
-    is_held: bool,
+    /// Until when it is the caller's after that: as long as it was before, where the outcome is not known.
+    after: Option<Timestamp>,
 }
 
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
-        // Where the outcome is not known, the lease is the caller's for as long as it was before, at least.
-        if !self.is_held {
-            let mut granted = self.granted.lock();
-            granted.take_back(self.name, self.id, self.until, self.before);
-        }
+        self.granted.lock().settle(self.name, self.id, self.until, self.after);
     }
 }
 
 impl Granted {
-    /// Remembers a lease as the caller's, unless another one holds it.
+    /// Remembers a lease as the caller's, unless another one holds it: until the later of the time asked for and the time that it
+    /// has it for already.
     fn claim(&mut self, name: &str, id: &str, until: Timestamp, now: Timestamp) -> Claim {
         match self.by_name.get_mut(name) {
             Some(grant) if grant.id == id => {
-                let before = Some(std::mem::replace(&mut grant.until, until));
-                return Claim::Free { before };
+                let before = grant.until;
+                grant.until = before.max(until);
+                return Claim::Free { before: Some(before) };
             }
             Some(grant) if grant.until > now => return Claim::HeldByAnother,
             Some(_) => self.remove(name),
@@ -195,11 +188,11 @@ impl Granted {
         Claim::Free { before: None }
     }
 
-    /// Takes a claim back, unless there was another one since.
-    fn take_back(&mut self, name: &str, id: &str, until: Timestamp, before: Option<Timestamp>) {
+    /// What has become of a claim that is remembered until then, unless there was another one since.
+    fn settle(&mut self, name: &str, id: &str, until: Timestamp, after: Option<Timestamp>) {
         let claimed = |grant: &&mut Grant| grant.id == id && grant.until == until;
-        match (self.by_name.get_mut(name).filter(claimed), before) {
-            (Some(grant), Some(before)) => grant.until = before,
+        match (self.by_name.get_mut(name).filter(claimed), after) {
+            (Some(grant), Some(after)) => grant.until = after,
             (Some(_), None) => self.remove(name),
             (None, _) => {}
         }
@@ -258,15 +251,30 @@ mod tests {
             granted.claim("x", "a", Timestamp(20), Timestamp(5)),
             Claim::Free { before }
         );
-        granted.take_back("x", "a", Timestamp(30), Some(Timestamp(15)));
+        granted.settle("x", "a", Timestamp(30), Some(Timestamp(15)));
         let until = granted.by_name.get("x").map(|grant| grant.until);
         assert_eq!(until, Some(Timestamp(20)), "of another renewal");
-        granted.take_back("x", "a", Timestamp(20), before);
+        granted.settle("x", "a", Timestamp(20), before);
         assert_eq!(
             granted.claim("x", "b", Timestamp(20), Timestamp(9)),
             Claim::HeldByAnother
         );
         assert_eq!(granted.claim("x", "b", Timestamp(20), Timestamp(10)), FREE);
+    }
+
+    #[test]
+    fn a_shorter_renewal_shortens_a_lease_once_it_has_succeeded() {
+        let mut granted = Granted::default();
+        assert_eq!(granted.claim("x", "a", Timestamp(100), Timestamp(0)), FREE);
+        let before = Some(Timestamp(100));
+        let renewed = granted.claim("x", "a", Timestamp(51), Timestamp(50));
+        assert_eq!(renewed, Claim::Free { before });
+        assert_eq!(
+            granted.claim("x", "b", Timestamp(200), Timestamp(52)),
+            Claim::HeldByAnother
+        );
+        granted.settle("x", "a", Timestamp(100), Some(Timestamp(51)));
+        assert_eq!(granted.claim("x", "b", Timestamp(200), Timestamp(52)), FREE);
     }
 
     #[test]
@@ -276,26 +284,25 @@ mod tests {
         let before = Some(Timestamp(10));
         let again = granted.claim("x", "a", Timestamp(11), Timestamp(1));
         assert_eq!(again, Claim::Free { before });
-        granted.take_back("x", "a", Timestamp(10), None);
+        granted.settle("x", "a", Timestamp(10), None);
         assert_eq!(
             granted.claim("x", "b", Timestamp(20), Timestamp(2)),
             Claim::HeldByAnother
         );
-        granted.take_back("x", "a", Timestamp(11), None);
+        granted.settle("x", "a", Timestamp(11), None);
         assert_eq!(granted.claim("x", "b", Timestamp(20), Timestamp(2)), FREE);
     }
 
     #[test]
     fn a_caller_that_goes_away_while_the_store_is_asked_leaves_what_there_was() {
         let granted = Mutex::new(Granted::default());
-        let ask_and_go = |before| {
+        let ask_and_go = |after| {
             drop(Claimed {
                 granted: &granted,
                 name: "x",
                 id: "a",
                 until: Timestamp(1000),
-                before,
-                is_held: false,
+                after,
             });
         };
         assert_eq!(granted.lock().claim("x", "a", Timestamp(1000), Timestamp(0)), FREE);

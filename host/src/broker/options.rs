@@ -17,10 +17,16 @@ const MOST_BYTES: usize = 16 << 20;
 /// What a type and each of its fields count beside their texts: even an empty one takes place in lists.
 const ENTRY_BYTES: usize = 64;
 
+/// The options of each type that has any.
+pub type Table = BTreeMap<String, Options>;
+
+/// A revision of a shared store's options, and the table that was read for it.
+pub type Known = Option<(u64, Arc<Table>)>;
+
 /// A copy of the backend's options: replaced whole when they change, so that readers hold what they have read.
 #[derive(Debug, Default)]
 pub struct OptionsTable {
-    table: RwLock<Arc<BTreeMap<String, Options>>>,
+    table: RwLock<Arc<Table>>,
 }
 
 impl OptionsTable {
@@ -30,7 +36,7 @@ impl OptionsTable {
     }
 
     /// The options of all types.
-    pub fn all(&self) -> Arc<BTreeMap<String, Options>> {
+    pub fn all(&self) -> Arc<Table> {
         Arc::clone(&self.table.read())
     }
 
@@ -39,19 +45,22 @@ impl OptionsTable {
         *self.table.write() = Arc::new(options.into_iter().collect());
     }
 
-    /// Replaces the whole table, unless it was changed since `before` was taken from it; says whether it has. What was read
-    /// from a store while somebody set options may be older than those.
+    /// Replaces the whole table, unless it was changed since `before` was taken from it; then it is none. What was read from a
+    /// store while somebody set options may be older than those. A table that says the same stays the one that it is.
     pub fn replace_unchanged(
         &self,
-        before: &Arc<BTreeMap<String, Options>>,
+        before: &Arc<Table>,
         options: impl IntoIterator<Item = (String, Options)>,
-    ) -> bool {
+    ) -> Option<Arc<Table>> {
+        let options: Table = options.into_iter().collect();
         let mut table = self.table.write();
-        let is_unchanged = Arc::ptr_eq(before, &table);
-        if is_unchanged {
-            *table = Arc::new(options.into_iter().collect());
+        if !Arc::ptr_eq(before, &table) {
+            return None;
         }
-        is_unchanged
+        if **table != options {
+            *table = Arc::new(options);
+        }
+        Some(Arc::clone(&table))
     }
 
     /// Reads all of it from the backend. Options that this host sets meanwhile are not in what was read, which is then read
@@ -60,14 +69,35 @@ impl OptionsTable {
     /// # Errors
     ///
     /// The backend's.
-    pub async fn refresh(&self, backend: &dyn Backend) -> Result<(), BackendError> {
+    pub async fn refresh(&self, backend: &dyn Backend) -> Result<Arc<Table>, BackendError> {
         loop {
             let before = self.all();
             let listed = backend.list_options().await?;
-            if self.replace_unchanged(&before, listed) {
-                return Ok(());
+            if let Some(table) = self.replace_unchanged(&before, listed) {
+                return Ok(table);
             }
         }
+    }
+
+    /// The same, unless it was read for this revision already and nobody has changed it since: a store may come back to the
+    /// options, and so to the revision, that it had before this host has set others. Says whether it was read.
+    ///
+    /// # Errors
+    ///
+    /// The backend's.
+    pub async fn refresh_to(
+        &self,
+        revision: u64,
+        known: &mut Known,
+        backend: &dyn Backend,
+    ) -> Result<bool, BackendError> {
+        let is_known = |(of, table): &(u64, Arc<Table>)| *of == revision && Arc::ptr_eq(table, &self.table.read());
+        if known.as_ref().is_some_and(is_known) {
+            return Ok(false);
+        }
+        let table = self.refresh(backend).await?;
+        *known = Some((revision, table));
+        Ok(true)
     }
 
     /// Replaces one type's options; none removes them.
@@ -87,7 +117,7 @@ impl OptionsTable {
 /// # Errors
 ///
 /// [`BrokerError::OptionsTooLarge`].
-pub fn check_room(table: &BTreeMap<String, Options>, record_type: &str, options: &Options) -> Result<(), BrokerError> {
+pub fn check_room(table: &Table, record_type: &str, options: &Options) -> Result<(), BrokerError> {
     let all: usize = table.iter().map(|(of, options)| bytes(of, options)).sum();
     let before = table.get(record_type).map_or(0, |current| bytes(record_type, current));
     let after = bytes(record_type, options);
@@ -107,7 +137,7 @@ fn bytes(record_type: &str, options: &Options) -> usize {
 /// The options that Pomerium counts on, by type. They are set at start, after a Clear and at each clean: all of them where
 /// a type has no options, else the fields that are missing. What an operator has set for these types stays, unlike with
 /// Pomerium's own server, which overwrites it at every start.
-pub fn missing_required(table: &BTreeMap<String, Options>) -> Vec<(String, Options)> {
+pub fn missing_required(table: &Table) -> Vec<(String, Options)> {
     required()
         .into_iter()
         .filter_map(|(record_type, required)| {
@@ -165,11 +195,11 @@ mod tests {
             indexable_fields: vec!["own".to_owned()],
             ttl: None,
         };
-        let mut table: BTreeMap<String, Options> = required().into_iter().collect();
+        let mut table: Table = required().into_iter().collect();
         table.insert("type.googleapis.com/session.SessionBindingRequest".to_owned(), kept);
         table.remove("type.googleapis.com/session.IdentityBinding");
 
-        let missing: BTreeMap<_, _> = missing_required(&table).into_iter().collect();
+        let missing: Table = missing_required(&table).into_iter().collect();
         assert_eq!(missing.len(), 2, "{missing:?}");
         let binding_request = &missing["type.googleapis.com/session.SessionBindingRequest"];
         assert_eq!((binding_request.capacity, binding_request.ttl), (Some(7), None));

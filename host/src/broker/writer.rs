@@ -23,7 +23,7 @@ use tracing::{Instrument as _, Span};
 
 use super::follower::catch_up;
 use super::hub::Hub;
-use super::options::{self, OptionsTable, missing_required};
+use super::options::{self, Known, OptionsTable, missing_required};
 use super::{BrokerError, Change};
 use crate::backend::{
     self, Availability, Backend, BackendError, Batch, Event, EvictRequest, Evicted, Operation, Outcome, Position,
@@ -157,7 +157,7 @@ impl Writer {
             shared,
             hub,
             options,
-            options_revision: None,
+            known_options: None,
             clock,
             last_now: Timestamp(i64::MIN),
             surplus: BTreeMap::new(),
@@ -253,8 +253,8 @@ struct WriterTask {
     shared: bool,
     hub: Arc<Hub>,
     options: Arc<OptionsTable>,
-    /// What the put before this one said of a shared store's options.
-    options_revision: Option<u64>,
+    /// What a put before this one said of a shared store's options.
+    known_options: Known,
     clock: fn() -> Timestamp,
     /// Times of writes do not go back when the clock does.
     last_now: Timestamp,
@@ -390,7 +390,7 @@ impl WriterTask {
             }
         }
         self.is_adopted = true;
-        self.options_revision = None;
+        self.known_options = None;
         reopened.adopt();
     }
 
@@ -551,12 +551,20 @@ impl WriterTask {
     /// Looks what other hosts of a shared store have set, since a capacity counts for the next put through any of them. Where
     /// that fails, what is known already counts.
     async fn know_options(&mut self, revision: Option<u64>) {
-        if !self.shared || (revision.is_some() && revision == self.options_revision) {
+        if !self.shared {
             return;
         }
-        match self.options.refresh(&*self.backend).await {
-            Ok(()) => self.options_revision = revision,
-            Err(error) => tracing::debug!(%error, "could not look for changed options"),
+        let backend = &*self.backend;
+        let looked = match revision {
+            Some(revision) => self
+                .options
+                .refresh_to(revision, &mut self.known_options, backend)
+                .await
+                .map(drop),
+            None => self.options.refresh(backend).await.map(drop),
+        };
+        if let Err(error) = looked {
+            tracing::debug!(%error, "could not look for changed options");
         }
     }
 
@@ -724,9 +732,12 @@ pub fn warn_of_surplus(record_type: &str) {
     );
 }
 
-/// True where the store says that the write has changed nothing.
+/// True where the write has changed nothing: the store says so, or was not asked.
 fn is_unchanged(error: &BackendError) -> bool {
-    matches!(error, BackendError::Exhausted(_) | BackendError::ReadOnly(_))
+    matches!(
+        error,
+        BackendError::Exhausted(_) | BackendError::ReadOnly(_) | BackendError::NotCalled(_)
+    )
 }
 
 /// The record that a step has left.

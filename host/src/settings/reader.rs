@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::document::{self, Document, Node, Value};
-use super::keys::{ALL, Group, Key};
+use super::keys::{self, ALL, Group, Key};
 use super::{BYTES_AS_BASE64, Notice, SECRET_LENGTH, SharedSecret};
 use crate::file;
 
@@ -312,7 +312,7 @@ impl<'a> Reader<'a> {
         remedy: impl Into<Cow<'static, str>>,
     ) {
         // Of a secret, nothing is shown in the first place.
-        let wrong = if !key.secret && may_show_a_password(&wrong) {
+        let wrong = if !key.secret && may_show_a_password(key, &wrong) {
             "what is set there looks like a connection string, which is not shown".to_owned()
         } else {
             wrong
@@ -441,14 +441,15 @@ fn hash(digest: &mut Sha256, value: &Value) {
     }
 }
 
-/// True where a text may show a connection string, which was meant for another setting. What of it is the password cannot be told
-/// for sure.
-fn may_show_a_password(text: &str) -> bool {
+/// True where a text about a setting may show a connection string, which was meant for another setting. What of it is the password
+/// cannot be told for sure.
+fn may_show_a_password(key: &Key, text: &str) -> bool {
     let has_user = text.split_once("://").is_some_and(|(_, rest)| rest.contains('@'));
     let mut dense: String = text.chars().filter(|letter| !letter.is_whitespace()).collect();
     dense.make_ascii_lowercase();
     let has = |word| dense.contains(word);
     // A secret of a plugin may be called `password`, too.
-    let others = ["\"password=", "://", "host=", "hostaddr=", "port=", "user=", "dbname="];
-    has_user || (has("password=") && others.into_iter().any(has))
+    let may_be_a_name = key.variable == keys::PLUGIN_SECRETS.variable;
+    let others = ["://", "host=", "hostaddr=", "port=", "user=", "dbname="];
+    has_user || ((has("password=") || has("password'=")) && (!may_be_a_name || others.into_iter().any(has)))
 }

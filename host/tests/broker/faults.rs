@@ -333,6 +333,26 @@ async fn options_that_another_host_has_changed_meanwhile_are_set_again() {
 }
 
 #[tokio::test]
+async fn a_capacity_that_another_host_has_taken_back_counts_no_more_though_the_options_are_what_they_were() {
+    let (store, info) = native(true);
+    let blind = Tap::lying(Arc::clone(&store), Lie::SameOptions, |call| async move {
+        if call.begins("wait") {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    });
+    let broker = broker_over(blind, info, Config::default()).await;
+    broker.put(vec![write("t", "0", b"1")]).await.unwrap();
+    broker.set_options("t".to_owned(), capacity(1)).await.unwrap();
+    store.set_options("t".to_owned(), None).await.unwrap();
+    broker
+        .put(vec![write("t", "1", b"1"), write("t", "2", b"1")])
+        .await
+        .unwrap();
+    assert_eq!(store.count(Some("t".to_owned())).await, Ok(3));
+}
+
+#[tokio::test]
 async fn required_options_do_not_undo_what_another_host_has_set() {
     let config = Config {
         clean_interval: Duration::from_millis(2),

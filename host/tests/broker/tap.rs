@@ -52,6 +52,8 @@ pub enum Lie {
     MoreToEvict,
     /// That there is something to see, without waiting for it.
     SomethingToSee,
+    /// That the options are the same as they were at the first put, after each.
+    SameOptions,
 }
 
 impl Tap {
@@ -117,8 +119,13 @@ impl Backend for Tap {
         self.tap("health", None, 0, self.inner().health()).await
     }
     async fn put(&self, batches: Vec<Batch>, now: Timestamp) -> Result<PutResult, BackendError> {
-        self.tap("put", None, batches.len(), self.inner().put(batches, now))
-            .await
+        let mut result = self
+            .tap("put", None, batches.len(), self.inner().put(batches, now))
+            .await?;
+        if self.lie == Some(Lie::SameOptions) {
+            result.options_revision = Some(1);
+        }
+        Ok(result)
     }
     async fn get(&self, keys: Vec<Key>) -> Result<Vec<Option<Record>>, BackendError> {
         self.tap("get", None, keys.len(), self.inner().get(keys)).await

@@ -178,7 +178,7 @@ pub(in super::super) static PLUGIN_CALLS: Key = Key {
     flag: Some("databroker-plugin-calls"),
     value: "NUMBER",
     default: "1024",
-    help: "How many calls the plugin has at once; 1 to 65536. One that reads several records counts as so many, a quarter of all at most. What this host does by itself, such as its writes one after the other, cleaning and looking whether the store answers, comes on top and keeps nobody waiting here",
+    help: "How many calls the plugin has at once; 1 to 65536. One that reads several records by their keys counts as so many, a quarter of all at most. What this host does by itself, such as its writes one after the other, cleaning and looking whether the store answers, comes on top and keeps nobody waiting here",
     reason: "Each takes memory of the plugin's, and a plugin that waits for its store serves others meanwhile",
     remedy: "write a number such as 1024",
     ..PLUGIN

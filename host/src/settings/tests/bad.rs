@@ -114,6 +114,18 @@ fn each_mistake_says_what_to_do() {
         ),
         (
             vec![],
+            "GRPC_ADDRESS",
+            "sslmode=disable password=hunter2".into(),
+            "looks like a connection string, which is not shown",
+        ),
+        (
+            vec![],
+            "GRPC_ADDRESS",
+            "PGPASSWORD=hunter2".into(),
+            "looks like a connection string, which is not shown",
+        ),
+        (
+            vec![],
             "DATABROKER_PLUGIN_DIRECTORIES",
             "postgres://pomerium:hunter@hunter2@db/pomerium".into(),
             "looks like a connection string, which is not shown",

@@ -255,29 +255,27 @@ impl Faulty {
         })
     }
 
-    /// Writes the tombstones, and the records once more behind them.
+    /// Writes the tombstones, and behind them what was deleted once more, unless somebody has written it since.
     async fn put_and_keep(&self, batches: Vec<Batch>, now: Timestamp) -> Result<PutResult, BackendError> {
-        let changes = batches.iter().flat_map(|batch| &batch.changes);
-        let deleted = changes
-            .filter(|change| change.operation == Operation::Delete)
-            .map(|change| change.key.clone())
-            .collect();
-        let kept = self.inner.get(deleted).await?;
         let result = self.inner.put(batches, now).await?;
-        let changes: Vec<_> = kept
-            .into_iter()
-            .flatten()
-            .map(|record| Change {
-                key: record.key,
+        let outcomes = result.batches.iter().flatten().flatten();
+        let kept: Vec<_> = outcomes
+            .filter_map(|outcome| match outcome {
+                Outcome::Deleted(tombstone) => Some(tombstone),
+                _ => None,
+            })
+            .map(|tombstone| Change {
+                key: tombstone.key.clone(),
                 operation: Operation::Upsert {
-                    data: record.data,
+                    data: tombstone.data.clone(),
                     network: None,
                 },
-                expected: None,
+                expected: Some(0),
             })
+            .map(|change| Batch { changes: vec![change] })
             .collect();
-        if !changes.is_empty() {
-            self.inner.put(vec![Batch { changes }], now).await?;
+        if !kept.is_empty() {
+            self.inner.put(kept, now).await?;
         }
         Ok(result)
     }
