@@ -106,19 +106,19 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
             }
         }
         let mut alone = pin!(self.alone(&question, &call));
-        let (mut asks, mut failed) = (false, None);
+        let (mut is_late, mut has_asked, mut failed) = (false, false, None);
         let shared = loop {
             let told = tokio::select! {
                 biased;
                 told = &mut answer => told,
-                alone = &mut alone, if asks => {
+                alone = &mut alone, if is_late && !has_asked => {
                     match alone {
                         Some(Ok(answer)) => return Ok(answer),
                         // The shared call may have an answer still.
                         Some(Err(error)) => failed = Some(error),
                         None => {}
                     }
-                    asks = false;
+                    has_asked = true;
                     continue;
                 }
             };
@@ -126,7 +126,7 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
                 Ok(Told::Answer(answer)) => break Some(answer),
                 Ok(Told::Late(later)) => {
                     answer = later;
-                    asks = true;
+                    is_late = true;
                 }
                 // The leader went away before it had asked.
                 Err(_) => break None,
@@ -135,8 +135,14 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
         match (shared, failed) {
             (Some(Ok(answer)), _) => Ok(answer),
             (_, Some(error)) => Err(error),
-            (Some(Err(error)), None) if self.apart == Apart::Never || !may_be_of_another(&error) => Err(error),
-            (Some(Err(error)), None) => self.alone(&question, &call).await.unwrap_or(Err(error)),
+            (Some(Err(error)), None) => {
+                let is_final = has_asked || self.apart == Apart::Never || !may_be_of_another(&error);
+                if is_final {
+                    Err(error)
+                } else {
+                    alone.await.unwrap_or(Err(error))
+                }
+            }
             (None, None) => only(call(vec![question.clone()]).await),
         }
     }
