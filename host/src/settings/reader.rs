@@ -451,5 +451,5 @@ fn may_show_a_password(key: &Key, text: &str) -> bool {
     // A secret of a plugin may be called `password`, too.
     let may_be_a_name = key.variable == keys::PLUGIN_SECRETS.variable;
     let others = ["://", "host=", "hostaddr=", "port=", "user=", "dbname="];
-    has_user || ((has("password=") || has("password'=")) && (!may_be_a_name || others.into_iter().any(has)))
+    has_user || (has("password=") && (!may_be_a_name || others.into_iter().any(has)))
 }
