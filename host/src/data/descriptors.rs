@@ -15,8 +15,8 @@ use super::text::Needle;
 /// The message types that can be looked into: protobuf's well-known ones, the protocol's and Pomerium's record types, and
 /// those that an operator adds. Shared; nothing in it changes.
 ///
-/// Making the built-in ones takes some milliseconds, a quarter of a start, and no call needs them before the
-/// first record is written. So they are made when they are first asked for, or by [`load`](Self::load).
+/// Making the built-in ones takes some milliseconds, a quarter of a start, and no call needs them before it
+/// looks into a record. So they are made when they are first asked for, or by [`load`](Self::load).
 pub struct Descriptors(LazyLock<Types, Box<dyn FnOnce() -> Types + Send>>);
 
 #[derive(Default)]
