@@ -23,7 +23,8 @@ use tracing::Instrument as _;
 
 use crate::backend::BackendError;
 
-/// After so long, those who share a call ask by themselves too. Far longer than a store takes that is well.
+/// After so long, those who share a call ask by themselves too; and so long each waits for its turn to. Far longer than a store
+/// takes that is well.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many calls are under way of those who share calls and ask by themselves.
@@ -61,12 +62,13 @@ struct Waiting<Question, Answer> {
 /// What one who shares a call is told of it.
 enum Told<Answer> {
     Answer(Result<Answer, BackendError>),
-    /// It takes too long, and the answer may still come here.
+    /// It takes too long, and the answer may still come here. The shared call tells it, since a timer of each caller's would be one more
+    /// thing to do for every call.
     Late(oneshot::Receiver<Told<Answer>>),
 }
 
 impl<Question: Clone, Answer> Joined<Question, Answer> {
-    /// Calls carry so many questions at most.
+    /// Calls carry so many questions at most, and one at least.
     pub fn new(most: usize, apart: Apart) -> Self {
         Self {
             most,
@@ -77,6 +79,10 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
     }
 
     /// Asks, together with whoever asks at the same time. `call` gives one answer per question, in their order.
+    ///
+    /// # Errors
+    ///
+    /// Those of `call`, for this question as far as can be told.
     pub async fn ask<Call>(
         &self,
         question: Question,
@@ -128,7 +134,7 @@ impl<Question: Clone, Answer> Joined<Question, Answer> {
                     answer = later;
                     is_late = true;
                 }
-                // The leader went away before it had asked.
+                // The leader went away before it had asked, or the call did not come to an end.
                 Err(_) => break None,
             }
         };

@@ -111,7 +111,7 @@ impl Leases {
     }
 
     /// Asks the store, as of a time. A call for several is as of the earliest, so that the store gives nobody a lease for
-    /// longer than is remembered.
+    /// longer than is remembered; one that is repeated is as of its own.
     async fn ask(&self, name: String, id: String, action: LeaseAction, now: Timestamp) -> Result<bool, BrokerError> {
         let request = LeaseRequest { name, id, action };
         let ask = |asked: Vec<(LeaseRequest, Timestamp)>| {

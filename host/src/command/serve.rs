@@ -36,7 +36,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long after the start descriptors are made that nobody has needed yet.
-const DESCRIPTORS: Duration = Duration::from_millis(100);
+const LOADING_DELAY: Duration = Duration::from_millis(100);
 
 /// Serves until it is told to stop.
 ///
@@ -147,7 +147,7 @@ async fn run(
 
 /// Makes the descriptors once those who have waited for the start have had their answers.
 async fn load_descriptors(descriptors: Arc<Descriptors>) {
-    tokio::time::sleep(DESCRIPTORS).await;
+    tokio::time::sleep(LOADING_DELAY).await;
     // It takes a while without letting others have their turn.
     let _ = tokio::task::spawn_blocking(move || descriptors.load()).await;
 }

@@ -187,7 +187,7 @@ impl Instance {
         self.call_for(1, name, function, parameters).await
     }
 
-    /// The same, with the room of so many calls: as many answers as it gives may be as large as one call's.
+    /// The same for a call with several answers, each of which may be as large as one call's: it takes so much room.
     pub(super) async fn call_for<P, R>(
         &self,
         answers: usize,

@@ -219,6 +219,7 @@ fn message_to_streams(bencher: Bencher<'_, '_>, streams: usize) {
 #[divan::bench(args = ["no such provider", "identity-provider"], sample_size = 1000)]
 fn filter(bencher: Bencher<'_, '_>, provider: &str) {
     let descriptors = Descriptors::built_in();
+    descriptors.load();
     let filter = Filter::parse(&json!({"idp_id": provider})).unwrap();
     let (key, data, resolution) = (key(1), data(1), filter.resolution());
     bencher.bench_local(|| {
@@ -231,6 +232,7 @@ fn filter(bencher: Bencher<'_, '_>, provider: &str) {
 #[divan::bench(args = ["no such text", "identity-provider"], sample_size = 1000)]
 fn text(bencher: Bencher<'_, '_>, text: &str) {
     let descriptors = Descriptors::built_in();
+    descriptors.load();
     let (needle, data) = (Needle::new(text), data(1));
     bencher.bench_local(|| descriptors.matches_text(black_box(&data), &needle));
 }
@@ -239,6 +241,7 @@ fn text(bencher: Bencher<'_, '_>, text: &str) {
 #[divan::bench(sample_size = 1000)]
 fn values(bencher: Bencher<'_, '_>) {
     let descriptors = Descriptors::built_in();
+    descriptors.load();
     let data = data(1);
     bencher.bench_local(|| descriptors.values(black_box(&data), "user_id"));
 }
@@ -247,6 +250,7 @@ fn values(bencher: Bencher<'_, '_>) {
 #[divan::bench(sample_size = 1000)]
 fn merge(bencher: Bencher<'_, '_>) {
     let descriptors = Descriptors::built_in();
+    descriptors.load();
     let (existing, update) = (data(1), session::accessed(1).data.unwrap());
     let mask = Mask::new(["accessed_at"]).unwrap();
     bencher.bench_local(|| {
